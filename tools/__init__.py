@@ -1,0 +1,1 @@
+"""The project's own workshop: set-up, quality gates, sample data. Nothing imports it but itself."""
