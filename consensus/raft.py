@@ -1,0 +1,600 @@
+"""Raft for one member: messages, time and proposals in, `Ready` out; nothing else happens here.
+
+Theory of operation. A member is in one `Role`; `step` takes a peer's message, first settles terms
+(`_accept_term`), then hands it to one small handler. Roles change only through `_become_*`. The
+caller works in rounds: feed `tick`, `step`, `propose`, `read`; then take `ready()`: send its
+messages, start its save, apply what is committed; when the save is durable, call `saved`, and take
+`ready()` again. At most one save is under way; what comes meanwhile joins the next one.
+
+    FOLLOWER ──timeout──▶ PRE_CANDIDATE ──majority──▶ CANDIDATE ──majority──▶ LEADER
+        ▲                      │                          │                     │
+        └──────────────── higher term, or a leader of this term ◀───────────────┘ lost its quorum
+
+Sources: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm" (2014), cited
+as *paper*; Ongaro, "Consensus: Bridging Theory and Practice" (2014), cited as *dissertation*.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final, assert_never
+
+from consensus.block import InvalidBlockError, decode_block, verify_block
+from consensus.leadership import NO_REPLY, Leadership, RaftConfig, Reader
+from consensus.log import Log, extend
+from consensus.messages import (
+    Append,
+    AppendRejection,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    PreVoteReply,
+    PreVoteRequest,
+    ReadReply,
+    ReadRequest,
+    VoteReply,
+    VoteRequest,
+)
+from consensus.quorum import has_majority
+from consensus.ready import ConfirmedRead, HardState, Outgoing, Ready, Role, Save
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from random import Random
+
+    from consensus.block import Block, Sealer
+    from consensus.log import ChainView
+    from consensus.messages import MemberId, RaftMessage
+
+MAX_APPLY_BYTES: Final = 4 << 20
+"""Committed blocks handed out by one `ready`, so that catching up comes in slices."""
+
+
+class Raft:
+    """The consensus state of one member. See the module's text for how it is driven."""
+
+    def __init__(
+        self,
+        *,
+        config: RaftConfig,
+        member: MemberId,
+        voters: Collection[MemberId],
+        cluster_id: bytes,
+        sealer: Sealer,
+        chain: ChainView,
+        hard_state: HardState,
+        applied_index: int,
+        random: Random,
+    ) -> None:
+        """Takes up where the durable state left off, as a follower of its last term.
+
+        `applied_index` is how far the caller has applied; `ready` goes on from the next block.
+        `random` must not repeat itself from one start to the next.
+        """
+        assert member in voters, "a member is one of the voters"
+        self.config = config
+        self.member = member
+        self.voters = frozenset(voters)
+        self._cluster_id = cluster_id
+        self._sealer = sealer
+        self._random = random
+        self._now_us = 0
+        self._wall_us = 0
+        self.role = Role.FOLLOWER
+        self.term = hard_state.term
+        self.vote = hard_state.vote
+        self.leader: MemberId | None = None
+        self.alarm: str | None = None
+        self.dropped: Counter[str] = Counter()
+        commit_index = max(hard_state.commit_index, applied_index)
+        self.log = Log(chain, commit_index=commit_index, applied_index=applied_index)
+        assert self.log.last_term <= self.term, "a term is saved before its blocks"
+        self.leadership: Leadership | None = None
+        self._durable = hard_state
+        self._save: Save | None = None
+        self._save_started_us = 0
+        self._leader_heard_us = 0
+        self._election_due_us = 0
+        self._granted: set[MemberId] = set()
+        self._refused: set[MemberId] = set()
+        self._asked_reads: set[int] = set()
+        # A late reply to a read of this member's life before a restart must answer none of this one.
+        self._read_base = random.getrandbits(62)
+        self._messages: list[Outgoing] = []
+        self._promises: list[tuple[Outgoing, int]] = []
+        self._reads: list[ConfirmedRead] = []
+        self._started = False
+
+    # Inputs
+
+    def tick(self, now_us: int, wall_us: int) -> None:
+        """Time passes: `now_us` is monotonic, `wall_us` only stamps blocks (no safety on it)."""
+        assert now_us >= self._now_us, "monotonic time never falls"
+        self._now_us = now_us
+        self._wall_us = wall_us
+        if not self._started:
+            self._started = True
+            self._rest_until_election()
+        if self.alarm is not None:
+            return
+        if self.leadership is not None:
+            self._check_leadership(self.leadership)
+        elif now_us >= self._election_due_us:
+            self._campaign()
+
+    def wake_us(self) -> int:
+        """When `tick` has something to do next if nothing else happens."""
+        if self.alarm is not None:
+            return self._now_us + self.config.election_max_us
+        if self.leadership is not None:
+            return self.leadership.next_heartbeat_us
+        return self._election_due_us
+
+    def step(self, source: MemberId, message: RaftMessage) -> None:
+        """Takes one message from the authenticated member `source`.
+
+        A faulty message is dropped and counted in `dropped`; it never raises.
+        """
+        if source == self.member or source not in self.voters:
+            self.dropped["stranger"] += 1
+        elif self.alarm is None and self._accept_term(source, message):
+            self._handle(source, message)
+
+    def _handle(self, source: MemberId, message: RaftMessage) -> None:
+        match message:
+            case PreVoteRequest():
+                self._on_pre_vote_request(source, message)
+            case PreVoteReply():
+                self._on_pre_vote_reply(source, message)
+            case VoteRequest():
+                self._on_vote_request(source, message)
+            case VoteReply():
+                self._on_vote_reply(source, message)
+            case Append():
+                self._on_append(source, message)
+            case AppendReply():
+                self._on_append_reply(source, message)
+            case AppendRejection():
+                self._on_append_rejection(source, message)
+            case Heartbeat():
+                self._on_heartbeat(source, message)
+            case HeartbeatReply():
+                self._on_heartbeat_reply(source, message)
+            case ReadRequest():
+                self._on_read_request(source, message)
+            case ReadReply():
+                self._on_read_reply(message)
+            case _:
+                assert_never(message)
+
+    def propose(self, transactions: Sequence[bytes]) -> Block:
+        """Seals `transactions` into the next block; only the leader may, and none twice."""
+        assert self.leadership is not None, "only the leader seals"
+        block = self._sealer.seal(
+            self.log.last_tip, term=self.term, transactions=transactions, wall_us=self._wall_us
+        )
+        extend(self.log, block)
+        return block
+
+    def read(self, token: int) -> None:
+        """Asks for a linearizable read; `Ready.reads` answers with the same token.
+
+        Tokens rise from call to call. Reads lost with their leader are answered with None. One
+        whose request or reply the network lost is answered with the next one that gets through:
+        the caller asks again after a while.
+        """
+        if self.leadership is not None:
+            self.leadership.read(Reader(None, token))
+        elif self.leader is not None:
+            self._asked_reads.add(token)
+            self._send(self.leader, ReadRequest(self.term, token=self._read_base + token))
+        else:
+            self._reads.append(ConfirmedRead(token, None))
+
+    def unreachable(self, peer: MemberId) -> None:
+        """The connection to `peer` broke. A lost leader is not waited for any longer.
+
+        Only a hint: it shortens this member's own patience, and every other member that still
+        hears the leader refuses the pre-vote.
+        """
+        if peer == self.leader and self.leadership is None:
+            self._leader_heard_us = self._now_us - self.config.election_min_us
+            patience_us = self._random.randrange(self.config.election_min_us // 3)
+            self._election_due_us = min(self._election_due_us, self._now_us + patience_us)
+
+    def saved(self, save: Save) -> None:
+        """`save` is durable. What rested on it leaves with the next `ready`."""
+        assert save is self._save, "saves end in the order they were given"
+        self._save = None
+        self._durable = save.hard_state
+        self.log.mark_saved(save.blocks)
+        self._advance_commit()
+        self._release_promises()
+
+    def ready(self) -> Ready:
+        """What must happen now. Its messages may leave at once."""
+        if self.leadership is not None:
+            self._messages += self.leadership.messages(self._now_us)
+            self._reads += self.leadership.confirmed_reads
+            self.leadership.confirmed_reads.clear()
+        ready = Ready(
+            messages=tuple(self._messages),
+            save=self._next_save(),
+            committed=self.log.take_committed(MAX_APPLY_BYTES),
+            reads=tuple(self._reads),
+        )
+        self._messages.clear()
+        self._reads.clear()
+        return ready
+
+    # Terms
+
+    def _accept_term(self, source: MemberId, message: RaftMessage) -> bool:
+        """Settles terms (paper §5.1); False where the message needs no handler."""
+        if message.term < self.term:
+            self._answer_stale(source, message)
+            return False
+        if isinstance(message, PreVoteRequest | VoteRequest) and self._leader_is_alive():
+            # "If a server receives a RequestVote request within the minimum election timeout of
+            # hearing from a current leader, it does not update its term or grant its vote"
+            # (dissertation §4.2.3).
+            self.dropped["sticky"] += 1
+            return False
+        if message.term == self.term or isinstance(message, PreVoteRequest):
+            return True
+        if isinstance(message, PreVoteReply) and message.granted:
+            return True
+        self._become_follower(message.term, leader=None)
+        return True
+
+    def _answer_stale(self, source: MemberId, message: RaftMessage) -> None:
+        """A member of an older term learns ours, so that it is not stuck (paper §5.1)."""
+        match message:
+            case PreVoteRequest():
+                self._send(source, PreVoteReply(term=self.term, granted=False))
+            case VoteRequest():
+                self._send(source, VoteReply(term=self.term, granted=False))
+            case Append() | Heartbeat():
+                self._send(source, self._heartbeat_reply(NO_REPLY))
+            case _:
+                self.dropped["stale"] += 1
+
+    def _leader_is_alive(self) -> bool:
+        within_us = self.config.election_min_us
+        if self.leadership is not None:
+            return self.leadership.in_contact(now_us=self._now_us, within_us=within_us)
+        return self.leader is not None and self._now_us - self._leader_heard_us < within_us
+
+    # Elections
+
+    def _campaign(self) -> None:
+        """The election timeout ran out: ask for pre-votes (paper §5.2, dissertation §9.6)."""
+        if self._save_is_slow():
+            self._rest_until_election()
+            return
+        self._become_pre_candidate()
+        last = self.log.last_tip
+        for peer in self._peers():
+            request = PreVoteRequest(self.term + 1, last_index=last.index, last_term=last.term)
+            self._send(peer, request)
+        self._on_pre_vote_reply(self.member, PreVoteReply(self.term + 1, granted=True))
+
+    def _on_pre_vote_request(self, source: MemberId, request: PreVoteRequest) -> None:
+        if request.term > self.term and self._is_up_to_date(request):
+            self._send(source, PreVoteReply(term=request.term, granted=True))
+        else:
+            self._send(source, PreVoteReply(term=self.term, granted=False))
+
+    def _on_pre_vote_reply(self, source: MemberId, reply: PreVoteReply) -> None:
+        if self.role is not Role.PRE_CANDIDATE:
+            return
+        if reply.granted and reply.term == self.term + 1:
+            self._granted.add(source)
+        elif not reply.granted:
+            self._refused.add(source)
+        if has_majority(self._granted, self.voters):
+            self._become_candidate()
+        elif has_majority(self._refused, self.voters):
+            self._become_follower(self.term, leader=None)
+
+    def _on_vote_request(self, source: MemberId, request: VoteRequest) -> None:
+        """Votes once a term, first come, first served, for a log as up to date as its own.
+
+        "Each server will vote for at most one candidate in a given term, on a
+        first-come-first-served basis" (paper §5.2); the restriction is §5.4.1's.
+        """
+        granted = self.vote in {None, source} and self._is_up_to_date(request)
+        if granted:
+            self.vote = source
+            self._rest_until_election()
+        self._send(source, VoteReply(term=self.term, granted=granted))
+
+    def _on_vote_reply(self, source: MemberId, reply: VoteReply) -> None:
+        if self.role is not Role.CANDIDATE:
+            return
+        (self._granted if reply.granted else self._refused).add(source)
+        if has_majority(self._granted, self.voters):
+            self._become_leader()
+        elif has_majority(self._refused, self.voters):
+            self._become_follower(self.term, leader=None)
+
+    def _is_up_to_date(self, request: PreVoteRequest | VoteRequest) -> bool:
+        """The later last term wins, then the longer log (paper §5.4.1)."""
+        ours = (self.log.last_term, self.log.last_index)
+        return (request.last_term, request.last_index) >= ours
+
+    # Replication
+
+    def _on_append(self, source: MemberId, append: Append) -> None:
+        if not self._follow(source):
+            return
+        previous = append.previous_index
+        if previous > self.log.last_index or self.log.hash_at(previous) != append.previous_hash:
+            self._refuse_append(source, append)
+            return
+        match_index = self._take_blocks(append)
+        if self.alarm is not None:
+            return
+        self._commit(min(append.commit_index, match_index))
+        self._send(source, AppendReply(self.term, match_index=match_index), match_index)
+
+    def _refuse_append(self, source: MemberId, append: Append) -> None:
+        """Says from where the leader should go on; raises the alarm if the chains contradict."""
+        previous = append.previous_index
+        if previous <= self.log.last_index:
+            if previous <= self.log.commit_index:
+                self._raise_alarm(f"the leader's block {previous} differs from the committed one")
+                return
+            if self.log.term_at(previous) == append.previous_term:
+                self._raise_alarm(f"two blocks with index {previous} and the same term")
+                return
+        hint = self.log.last_at_or_below_term(previous, append.previous_term)
+        rejection = AppendRejection(
+            term=self.term,
+            previous_index=previous,
+            hint_index=hint,
+            hint_term=self.log.term_at(hint),
+            last_index=self.log.last_index,
+        )
+        self._send(source, rejection)
+
+    def _take_blocks(self, append: Append) -> int:
+        """Appends what is new and valid; the index through which our log equals the leader's."""
+        index = append.previous_index
+        for raw in append.blocks:
+            try:
+                if not self._take_block(decode_block(raw), index + 1, append.term):
+                    break
+            except InvalidBlockError as error:
+                self.dropped[f"invalid block: {error.rule}"] += 1
+                break
+            index += 1
+        return index
+
+    def _take_block(self, block: Block, index: int, leader_term: int) -> bool:
+        """Takes the leader's block for `index`; False where it cannot be taken.
+
+        Raises:
+            InvalidBlockError: it breaks a rule of the chain.
+        """
+        if index <= self.log.last_index and self.log.hash_at(index) == block.hash:
+            return True
+        parent = self.log.tip_at(index - 1)
+        tip = verify_block(parent, block, cluster_id=self._cluster_id, sealers=self.voters)
+        if block.term > leader_term:
+            self.dropped["block of a future term"] += 1
+            return False
+        if index <= self.log.last_index and not self._truncate_for(block):
+            return False
+        self.log.append(block, tip)
+        return True
+
+    def _truncate_for(self, block: Block) -> bool:
+        """Makes room for a block that contradicts ours; False where that must never happen.
+
+        "If an existing entry conflicts with a new one (same index but different terms), delete the
+        existing entry and all that follow it" (paper, figure 2), and only then.
+        """
+        if block.index <= self.log.commit_index:
+            self._raise_alarm(f"the leader's block {block.index} differs from the committed one")
+            return False
+        if self.log.term_at(block.index) == block.term:
+            self._raise_alarm(f"two blocks with index {block.index} and the same term")
+            return False
+        self.log.truncate_from(block.index)
+        return True
+
+    def _on_append_reply(self, source: MemberId, reply: AppendReply) -> None:
+        if self.leadership is not None:
+            self.leadership.on_append_reply(source, reply, self._now_us)
+            self._advance_commit()
+
+    def _on_append_rejection(self, source: MemberId, reply: AppendRejection) -> None:
+        if self.leadership is not None:
+            self.leadership.on_append_rejection(source, reply, self._now_us)
+
+    def _on_heartbeat(self, source: MemberId, heartbeat: Heartbeat) -> None:
+        if not self._follow(source):
+            return
+        if heartbeat.commit_index > self.log.last_index:
+            self._raise_alarm("this member acknowledged blocks that it does not hold any more")
+            return
+        self._commit(heartbeat.commit_index)
+        if heartbeat.round != NO_REPLY:
+            self._send(source, self._heartbeat_reply(heartbeat.round))
+
+    def _heartbeat_reply(self, contact_round: int) -> HeartbeatReply:
+        return HeartbeatReply(
+            self.term, contact_round, self.log.last_index, self.log.saved_index
+        )
+
+    def _on_heartbeat_reply(self, source: MemberId, reply: HeartbeatReply) -> None:
+        if self.leadership is not None:
+            self.leadership.on_heartbeat_reply(source, reply, self._now_us)
+
+    def _commit(self, index: int) -> None:
+        if index > self.log.commit_index:
+            self.log.commit_to(index)
+
+    def _advance_commit(self) -> None:
+        if self.leadership is not None:
+            self._commit(self.leadership.commit_index())
+
+    # Reads
+
+    def _on_read_request(self, source: MemberId, request: ReadRequest) -> None:
+        if self.leadership is not None:
+            self.leadership.read(Reader(source, request.token))
+
+    def _on_read_reply(self, reply: ReadReply) -> None:
+        """A read index confirmed for a later request holds for the earlier ones as well."""
+        answered = reply.token - self._read_base
+        if answered not in self._asked_reads:
+            return
+        confirmed = sorted(token for token in self._asked_reads if token <= answered)
+        self._asked_reads.difference_update(confirmed)
+        self._reads += [ConfirmedRead(token, reply.read_index) for token in confirmed]
+
+    # Roles
+
+    def _become_follower(self, term: int, leader: MemberId | None) -> None:
+        assert term >= self.term, "terms never fall"
+        if term > self.term:
+            self.term = term
+            self.vote = None
+        self.role = Role.FOLLOWER
+        self._lose_reads()
+        self.leadership = None
+        self.leader = leader
+        self._rest_until_election()
+
+    def _become_pre_candidate(self) -> None:
+        assert self.role is not Role.LEADER, "a leader does not campaign"
+        self.role = Role.PRE_CANDIDATE
+        self.leader = None
+        self._lose_reads()
+        self._start_poll()
+
+    def _become_candidate(self) -> None:
+        assert self.role is Role.PRE_CANDIDATE, "an election follows a won pre-vote"
+        self.role = Role.CANDIDATE
+        self.term += 1
+        self.vote = self.member
+        self._start_poll()
+        last = self.log.last_tip
+        for peer in self._peers():
+            request = VoteRequest(self.term, last_index=last.index, last_term=last.term)
+            self._send(peer, request)
+        self._send(self.member, VoteReply(self.term, granted=True))
+
+    def _become_leader(self) -> None:
+        assert self.role is Role.CANDIDATE, "a leader is elected"
+        assert self.vote == self.member, "a leader voted for itself"
+        self.role = Role.LEADER
+        self.leader = self.member
+        self.leadership = Leadership(
+            term=self.term,
+            followers=self._peers(),
+            log=self.log,
+            config=self.config,
+            now_us=self._now_us,
+        )
+        # A block of the new term at once, so that older ones can be committed (paper §5.4.2, §8).
+        self.propose(())
+
+    def _follow(self, source: MemberId) -> bool:
+        """Contact from the leader of this term; False where the term has another leader already.
+
+        Election Safety (paper §5.2) allows one leader a term: whoever claims to be a second one
+        lies, and is not believed.
+        """
+        if self.leader not in {None, source}:
+            self.dropped["second leader of a term"] += 1
+            return False
+        if self.role is not Role.FOLLOWER or self.leader is None:
+            self._become_follower(self.term, leader=source)
+        self._leader_heard_us = self._now_us
+        self._rest_until_election()
+        return True
+
+    def _check_leadership(self, leadership: Leadership) -> None:
+        """Steps down without a quorum (dissertation §6.2) or with a disk that stalls."""
+        within_us = self.config.election_max_us
+        in_contact = leadership.in_contact(now_us=self._now_us, within_us=within_us)
+        if not in_contact or self._save_is_slow():
+            self._become_follower(self.term, leader=None)
+
+    def _save_is_slow(self) -> bool:
+        waiting_us = self._now_us - self._save_started_us
+        return self._save is not None and waiting_us >= self.config.election_max_us
+
+    def _raise_alarm(self, text: str) -> None:
+        """The chains contradict each other: take no further part, keep what there is."""
+        self._become_follower(self.term, leader=None)
+        self.alarm = f"CORRUPT: {text}"
+
+    # Small parts
+
+    def _peers(self) -> list[MemberId]:
+        return sorted(self.voters - {self.member})
+
+    def _start_poll(self) -> None:
+        self._granted.clear()
+        self._refused.clear()
+        self._rest_until_election()
+
+    def _rest_until_election(self) -> None:
+        """A fresh random timeout, so that split votes are rare (paper §5.2)."""
+        spread = self.config.election_max_us - self.config.election_min_us
+        wait_us = self.config.election_min_us + self._random.randrange(spread)
+        self._election_due_us = self._now_us + wait_us
+
+    def _lose_reads(self) -> None:
+        tokens = sorted(self._asked_reads)
+        self._asked_reads.clear()
+        if self.leadership is not None:
+            lost = self.leadership.lost_readers()
+            tokens += [reader.token for reader in lost if reader.source is None]
+            self._reads += self.leadership.confirmed_reads
+        self._reads += [ConfirmedRead(token, None) for token in tokens]
+
+    def _send(self, target: MemberId, message: RaftMessage, match_index: int = 0) -> None:
+        """Sends now, or once the term, the vote and the blocks through `match_index` are saved."""
+        self._promises.append((Outgoing(target, message), match_index))
+        self._release_promises()
+
+    def _release_promises(self) -> None:
+        """Lets out what is durable by now; promises of an earlier term are void and dropped."""
+        if (self._durable.term, self._durable.vote) != (self.term, self.vote):
+            return
+        waiting, self._promises = self._promises, []
+        for outgoing, match_index in waiting:
+            if not self._is_current(outgoing.message):
+                continue
+            if match_index > self.log.saved_index:
+                self._promises.append((outgoing, match_index))
+            elif outgoing.target == self.member:
+                self._handle(self.member, outgoing.message)
+            else:
+                self._messages.append(outgoing)
+
+    def _is_current(self, message: RaftMessage) -> bool:
+        """A pre-vote speaks of a term to come; everything else of the present one."""
+        granted = isinstance(message, PreVoteReply) and message.granted
+        if granted or isinstance(message, PreVoteRequest):
+            return message.term > self.term
+        return message.term == self.term
+
+    def _next_save(self) -> Save | None:
+        if self._save is not None:
+            return None
+        dirty = (self._durable.term, self._durable.vote) != (self.term, self.vote)
+        if not dirty and not self.log.has_unsaved:
+            return None
+        truncate_from, blocks = self.log.take_save()
+        # The commit index rides along, never ahead of the blocks that this very save makes durable.
+        last_index = blocks[-1].index if blocks else self.log.saved_index
+        hard_state = HardState(self.term, self.vote, min(self.log.commit_index, last_index))
+        self._save = Save(hard_state, truncate_from, blocks)
+        self._save_started_us = self._now_us
+        return self._save

@@ -1,0 +1,620 @@
+"""A cluster of Raft members in one process, for tests: no socket, no thread, no clock, no luck.
+
+A `Network` holds one `Host` for each member: a durable chain that survives a crash, and the `Raft`
+that does not. Messages lie in a bag until a test delivers, drops or repeats them, and a save is
+under way until a test finishes it; `run` does all of that by virtual time instead, under a
+`Weather` that says how long each message and each save takes. After *every* event the invariants of
+`consensus.invariants` are checked, and beyond them what only the whole network can see: nothing
+leaves before it is durable, and what is committed is durable on a majority and never changes.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from random import Random
+from typing import TYPE_CHECKING
+
+from nacl.signing import SigningKey
+
+from consensus.block import Sealer, decode_block, encode_transaction, tip_after
+from consensus.invariants import Snapshot, check_cluster, check_state, check_step
+from consensus.leadership import RaftConfig
+from consensus.membership import Genesis, Member, genesis_block
+from consensus.messages import (
+    Append,
+    AppendReply,
+    HeartbeatReply,
+    PreVoteReply,
+    PreVoteRequest,
+    VoteReply,
+    VoteRequest,
+    decode_message,
+    encode_message,
+)
+from consensus.quorum import majority_of
+from consensus.raft import Raft
+from consensus.ready import HardState, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from consensus.block import Block, Tip
+    from consensus.messages import MemberId, RaftMessage
+    from consensus.ready import Ready, Save
+
+NAMES = "abcdefghi"
+MILLISECOND_US = 1_000
+WALL_US = 1_700_000_000_000_000
+STUCK = 20_000
+"""More events than this at one instant can only be a loop."""
+
+
+@cache
+def _signing_keys() -> dict[str, SigningKey]:
+    """Keys whose public halves are in the order of the names, for traces read in that order."""
+    keys = [SigningKey(sha256(name.encode()).digest()) for name in NAMES]
+    keys.sort(key=lambda key: bytes(key.verify_key))
+    return dict(zip(NAMES, keys, strict=True))
+
+
+@cache
+def member_id(name: str) -> MemberId:
+    """The public key of the member that the tests call `name`."""
+    return bytes(_signing_keys()[name].verify_key)
+
+
+@cache
+def name_of(member: MemberId) -> str:
+    """The name of a member by its public key."""
+    return next(name for name in NAMES if member_id(name) == member)
+
+
+@cache
+def genesis_of_size(size: int) -> Block:
+    """Block 0 of a cluster of the first `size` names."""
+    members = tuple(
+        Member(name, member_id(name), f"127.0.0.1:{7001 + i}", f"127.0.0.1:{8001 + i}")
+        for i, name in enumerate(NAMES[:size])
+    )
+    return genesis_block(Genesis(name="test", created_us=0, members=members))
+
+
+@cache
+def log_of_terms(size: int, terms: tuple[int, ...]) -> tuple[Block, ...]:
+    """A chain whose blocks 1, 2, … have these terms; equal beginnings give equal blocks."""
+    if not terms:
+        return (genesis_of_size(size),)
+    before = log_of_terms(size, terms[:-1])
+    sealer = sealer_of(NAMES[terms[-1] % size], size, seed=repr(terms))
+    return (*before, sealer.seal(_tips_of(before)[-1], term=terms[-1], transactions=(), wall_us=0))
+
+
+def sealer_of(name: str, size: int, *, seed: str) -> Sealer:
+    """The sealer of a member, with nonces that repeat from run to run."""
+    return Sealer(_signing_keys()[name], genesis_of_size(size).hash, Random(seed))
+
+
+def transaction(number: int, *, size_bytes: int = 0) -> bytes:
+    """A transaction with an id of its own."""
+    return encode_transaction(
+        transaction_id=number.to_bytes(16),
+        user_id="user",
+        kind="deposit",
+        payload={"memo": "x" * size_bytes},
+    )
+
+
+def _tips_of(blocks: Iterable[Block]) -> list[Tip]:
+    tips: list[Tip] = []
+    for block in blocks:
+        tips.append(tip_after(tips[-1] if tips else None, block))
+    return tips
+
+
+class DurableChain:
+    """What is on one member's disk: the smallest thing that is a `ChainView`."""
+
+    def __init__(self, blocks: Sequence[Block], hard_state: HardState) -> None:
+        self._blocks = list(blocks)
+        self._tips = _tips_of(blocks)
+        self.hard_state = hard_state
+
+    @property
+    def last_index(self) -> int:
+        """The highest index that is saved."""
+        return len(self._blocks) - 1
+
+    def term_starts(self) -> list[tuple[int, int]]:
+        """(first index, term) of each run of equal terms, ascending."""
+        starts: list[tuple[int, int]] = []
+        for block in self._blocks:
+            if not starts or starts[-1][1] != block.term:
+                starts.append((block.index, block.term))
+        return starts
+
+    def tip(self, index: int) -> Tip:
+        """The tip after the saved block at `index`."""
+        assert 0 <= index <= self.last_index
+        return self._tips[index]
+
+    def blocks(self, first: int, *, max_blocks: int, max_bytes: int) -> list[Block]:
+        """Saved blocks from `first`; at least one where it exists."""
+        assert max_blocks > 0
+        found: list[Block] = []
+        for block in self._blocks[first : first + max_blocks]:
+            max_bytes -= block.size_bytes
+            if found and max_bytes < 0:
+                break
+            found.append(block)
+        return found
+
+    def holds(self, index: int, digest: bytes) -> bool:
+        """Whether the block at `index` is saved and has this hash."""
+        return index <= self.last_index and self._tips[index].hash == digest
+
+    def save(self, save: Save) -> None:
+        """Does what `save` asks, all of it at once, and refuses what no store would take."""
+        if save.truncate_from is not None:
+            assert 0 < save.truncate_from <= self.last_index
+            del self._blocks[save.truncate_from :]
+            del self._tips[save.truncate_from :]
+        for block in save.blocks:
+            assert block.index == self.last_index + 1
+            self._tips.append(tip_after(self._tips[-1], block))
+            self._blocks.append(block)
+        assert save.hard_state.term >= self.hard_state.term
+        assert save.hard_state.commit_index <= self.last_index
+        self.hard_state = save.hard_state
+
+
+@dataclass(slots=True)
+class Envelope:
+    """A message on its way. Messages travel as bytes, as they do between real nodes."""
+
+    source: str
+    target: str
+    raw: bytes
+    due_us: int
+
+    @property
+    def message(self) -> RaftMessage:
+        """The message inside."""
+        message = decode_message(self.raw)
+        assert not isinstance(message, str)
+        return message  # type: ignore[return-value]  # the core sends no Forward
+
+
+class Weather:
+    """How long things take. This one is calm: nothing is lost, nothing is repeated."""
+
+    def __init__(self, *, delay_us: int = MILLISECOND_US, save_us: int = 2 * MILLISECOND_US) -> None:
+        self._delay_us = delay_us
+        self._save_us = save_us
+
+    def delays_us(self, source: str, target: str) -> list[int]:
+        """How long each copy of a message takes: no copy if it is lost, two if repeated."""
+        return [self._delay_us]
+
+    def save_us(self, name: str) -> int:
+        """How long the next save of a member takes."""
+        return self._save_us
+
+
+@dataclass(slots=True)
+class Host:
+    """One member's machine: its disk, and the `Raft` that runs while `raft` is not None."""
+
+    name: str
+    chain: DurableChain
+    raft: Raft | None = None
+    starts: int = 0
+    save: Save | None = None
+    save_due_us: int = 0
+    start_applied: int = 0
+    applied: list[Block] = field(default_factory=list)
+    reads: dict[int, int | None] = field(default_factory=dict)
+    read_floors: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def running(self) -> Raft:
+        """The member itself; it must not be crashed."""
+        assert self.raft is not None, f"{self.name} is down"
+        return self.raft
+
+    @property
+    def applied_index(self) -> int:
+        """How far this member's blocks were handed out to be applied."""
+        return self.start_applied + len(self.applied)
+
+
+class Network:
+    """Members, and all that lies between them. See the module's text."""
+
+    def __init__(
+        self,
+        size: int = 3,
+        *,
+        seed: int = 0,
+        config: RaftConfig | None = None,
+        weather: Weather | None = None,
+        logs: Mapping[str, Sequence[int]] | None = None,
+        states: Mapping[str, HardState] | None = None,
+    ) -> None:
+        """Members start with chains of the terms in `logs` and in the durable `states`.
+
+        Where no state is given, a member is in the term of its last block and has not voted.
+        """
+        self.size = size
+        self.seed = seed
+        self.config = config or RaftConfig()
+        self.weather = weather or Weather()
+        self.now_us = 0
+        self.bag: list[Envelope] = []
+        self.cut: set[tuple[str, str]] = set()
+        self.leaders: dict[int, MemberId] = {}
+        self.committed: dict[int, bytes] = {0: genesis_of_size(size).hash}
+        self.commit_index = 0
+        self.trace: list[str] = []
+        self.hosts: dict[str, Host] = {}
+        for name in NAMES[:size]:
+            terms = tuple((logs or {}).get(name, ()))
+            state = (states or {}).get(name) or HardState(term=terms[-1] if terms else 0)
+            blocks = log_of_terms(size, terms)
+            self.committed |= {block.index: block.hash for block in blocks[: state.commit_index + 1]}
+            self.commit_index = max(self.commit_index, state.commit_index)
+            self.hosts[name] = Host(name, DurableChain(blocks, state))
+            self.start(name)
+
+    def __getitem__(self, name: str) -> Raft:
+        """The running member called `name`."""
+        return self.hosts[name].running
+
+    @property
+    def up(self) -> list[str]:
+        """The names of the members that run."""
+        return [name for name, host in self.hosts.items() if host.raft is not None]
+
+    @property
+    def leader(self) -> str | None:
+        """The leader of the highest term, if there is one."""
+        leaders = [name for name in self.up if self[name].role is Role.LEADER]
+        return max(leaders, key=lambda name: self[name].term, default=None)
+
+    # Starting and crashing
+
+    def start(self, name: str, *, applied_index: int = 0) -> Raft:
+        """Starts a member from its durable chain; what it applied before is given."""
+        host = self.hosts[name]
+        assert host.raft is None, f"{name} runs already"
+        host.starts += 1
+        host.applied, host.reads, host.read_floors = [], {}, {}
+        host.start_applied = applied_index
+        host.raft = Raft(
+            config=self.config,
+            member=member_id(name),
+            voters=[member_id(other) for other in self.hosts_of_cluster()],
+            cluster_id=genesis_of_size(self.size).hash,
+            sealer=sealer_of(name, self.size, seed=f"{self.seed} {name} {host.starts}"),
+            chain=host.chain,
+            hard_state=host.chain.hard_state,
+            applied_index=applied_index,
+            random=Random(f"{self.seed} {name} {host.starts} timeouts"),
+        )
+        if self.now_us or host.starts > 1:
+            self._say(f"{name} starts")
+        self.tick(name)
+        return host.raft
+
+    def hosts_of_cluster(self) -> str:
+        """The names of all members, running or not."""
+        return NAMES[: self.size]
+
+    def crash(self, name: str) -> None:
+        """Takes away all that is not durable; a save that was under way did not happen."""
+        host = self.hosts[name]
+        host.raft, host.save = None, None
+        self._say(f"{name} crashes")
+
+    def crash_after_save(self, name: str) -> None:
+        """Crashes a member between the end of its save and the news of it."""
+        host = self.hosts[name]
+        if host.save is not None:
+            host.chain.save(host.save)
+        self.crash(name)
+
+    # Events
+
+    def tick(self, name: str) -> None:
+        """Tells one member the time."""
+        with self._event(name) as raft:
+            raft.tick(self.now_us, WALL_US + self.now_us)
+
+    def step(self, name: str, source: str, message: RaftMessage) -> None:
+        """Hands one message to a member."""
+        with self._event(name) as raft:
+            raft.step(member_id(source), message)
+
+    def propose(self, name: str, *transactions: bytes) -> Block:
+        """Has the leader seal a block."""
+        with self._event(name) as raft:
+            block = raft.propose(transactions)
+            self._say(f"{name} seals block {block.index}/{block.term}")
+        return block
+
+    def read(self, name: str, token: int) -> None:
+        """Asks a member for a read, and notes what that read may not miss."""
+        self.hosts[name].read_floors[token] = self.commit_index
+        with self._event(name) as raft:
+            raft.read(token)
+
+    def unreachable(self, name: str, peer: str) -> None:
+        """Tells a member that its connection to a peer broke."""
+        with self._event(name) as raft:
+            raft.unreachable(member_id(peer))
+
+    def finish_save(self, name: str) -> None:
+        """The save under way becomes durable, and the member hears of it."""
+        host = self.hosts[name]
+        assert host.save is not None, f"{name} saves nothing"
+        save, host.save = host.save, None
+        host.chain.save(save)
+        with self._event(name) as raft:
+            raft.saved(save)
+
+    def deliver_one(self, envelope: Envelope, *, keep: bool = False) -> None:
+        """Delivers one message of the bag, or leaves a copy of it there for later."""
+        if not keep:
+            self.bag.remove(envelope)
+        source, target = envelope.source, envelope.target
+        message = envelope.message
+        if self.hosts[target].raft is None or (source, target) in self.cut:
+            self._say(f"{source} ✗ {target}  {describe(message)}")
+            return
+        self._say(f"{source} → {target}  {describe(message)}")
+        self.step(target, source, message)
+
+    # Convenience for scenarios
+
+    def sent(
+        self, source: str, target: str | None = None, kind: type | None = None
+    ) -> list[RaftMessage]:
+        """The messages of one member that lie in the bag."""
+        return [e.message for e in self._select(source, target, kind)]
+
+    def deliver(
+        self, source: str | None = None, target: str | None = None, kind: type | None = None
+    ) -> int:
+        """Delivers the messages that lie in the bag now, of that kind and way; how many."""
+        chosen = self._select(source, target, kind)
+        for envelope in chosen:
+            self.deliver_one(envelope)
+        return len(chosen)
+
+    def drop(
+        self, source: str | None = None, target: str | None = None, kind: type | None = None
+    ) -> int:
+        """Loses the messages that lie in the bag now, of that kind and way; how many."""
+        chosen = self._select(source, target, kind)
+        for envelope in chosen:
+            self.bag.remove(envelope)
+            self._say(f"{envelope.source} ✗ {envelope.target}  {describe(envelope.message)}")
+        return len(chosen)
+
+    def finish_saves(self, names: Iterable[str] | None = None) -> int:
+        """Finishes the saves that are under way; how many."""
+        saving = [n for n in names or self.up if self.hosts[n].save is not None]
+        for name in saving:
+            self.finish_save(name)
+        return len(saving)
+
+    def settle(self, among: str | None = None) -> None:
+        """Delivers and saves among those members, without time passing, until all is quiet."""
+        names = [name for name in among or NAMES if name in self.up]
+        for _ in range(STUCK):
+            done = self.finish_saves(names)
+            for envelope in list(self.bag):
+                if envelope.source in names and envelope.target in names:
+                    self.deliver_one(envelope)
+                    done += 1
+            if not done:
+                return
+        raise AssertionError("the network never falls quiet")
+
+    def elect(self, name: str, among: str | None = None) -> None:
+        """Lets `name` win an election that only those members notice; others hear nothing."""
+        self.now_us += self.config.election_max_us
+        voters = [other for other in among or self.up if other != name]
+        for other in voters:
+            # Patient enough not to stand against it, but out of contact with the old leader.
+            self[other]._election_due_us = self.now_us + 1
+            self.tick(other)
+        self[name]._election_due_us = self.now_us
+        self.tick(name)
+        self.settle("".join([name, *voters]))
+        assert self[name].role is Role.LEADER, f"{name} was not elected"
+
+    # Virtual time
+
+    def run(self, duration_us: int, until: Callable[[], bool] | None = None) -> bool:
+        """Lets events happen in the order of their times; whether `until` came true."""
+        end_us = self.now_us + duration_us
+        at_once = 0
+        while until is None or not until():
+            due_us, event = self._next_event()
+            if due_us > end_us:
+                self.now_us = end_us
+                return False
+            at_once = at_once + 1 if due_us <= self.now_us else 0
+            assert at_once < STUCK, "time stands still"
+            self.now_us = max(self.now_us, due_us)
+            event()
+        return True
+
+    def _next_event(self) -> tuple[int, Callable[[], None]]:
+        best: tuple[int, Callable[[], None]] = (1 << 62, lambda: None)
+        for envelope in self.bag:
+            if envelope.due_us < best[0]:
+                best = (envelope.due_us, lambda e=envelope: self._arrive(e))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        for name in self.up:
+            host = self.hosts[name]
+            if host.save is not None and host.save_due_us < best[0]:
+                best = (host.save_due_us, lambda n=name: self._end_save(n))  # type: ignore[misc]  # as above
+            wake_us = host.running.wake_us()
+            if wake_us < best[0]:
+                best = (wake_us, lambda n=name: self.tick(n))  # type: ignore[misc]  # as above
+        return best
+
+    def _arrive(self, envelope: Envelope) -> None:
+        if self.hosts[envelope.target].raft is not None:
+            self.tick(envelope.target)
+        self.deliver_one(envelope)
+
+    def _end_save(self, name: str) -> None:
+        self.tick(name)
+        self.finish_save(name)
+
+    # What is checked after every event
+
+    @contextmanager
+    def _event(self, name: str) -> Iterator[Raft]:
+        """One event of one member: its input, all that comes out of it, and every check."""
+        raft = self[name]
+        before = Snapshot.of(raft)
+        yield raft
+        self._check(name, before)
+        for _ in range(STUCK):
+            before = Snapshot.of(raft)
+            ready = raft.ready()
+            self._check(name, before)
+            if not ready:
+                return
+            self._take(self.hosts[name], ready)
+        raise AssertionError(f"{name} is never done")
+
+    def _check(self, name: str, before: Snapshot) -> None:
+        raft = self[name]
+        after = Snapshot.of(raft)
+        check_state(raft)
+        check_step(before, after)
+        check_cluster([self[other] for other in self.up], self.leaders)
+        for index in range(before.commit_index + 1, after.commit_index + 1):
+            digest = raft.log.hash_at(index)
+            assert self.committed.setdefault(index, digest) == digest, f"two blocks {index}"
+        if after.commit_index > before.commit_index:
+            self.commit_index = max(self.commit_index, after.commit_index)
+            self._check_durable(after.commit_index)
+        self._say_changes(name, before, after)
+
+    def _check_durable(self, index: int) -> None:
+        digest = self.committed[index]
+        holders = sum(host.chain.holds(index, digest) for host in self.hosts.values())
+        assert holders >= majority_of(self.size), f"block {index} is committed on {holders} disks"
+
+    def _take(self, host: Host, ready: Ready) -> None:
+        for outgoing in ready.messages:
+            self._check_durable_before_send(host, outgoing.message, outgoing.target)
+            raw = encode_message(outgoing.message)
+            target = name_of(outgoing.target)
+            for delay_us in self.weather.delays_us(host.name, target):
+                self.bag.append(Envelope(host.name, target, raw, self.now_us + delay_us))
+        if ready.save is not None:
+            assert host.save is None, "one save at a time"
+            host.save = ready.save
+            host.save_due_us = self.now_us + self.weather.save_us(host.name)
+            self._say(f"    {host.name} saves {_describe_save(ready.save)}")
+        for block in ready.committed:
+            assert block.index == host.applied_index + 1, "blocks are applied in order"
+            assert host.chain.holds(block.index, self.committed[block.index])
+            assert block.hash == self.committed[block.index], "only committed blocks are applied"
+            host.applied.append(block)
+        for read in ready.reads:
+            assert read.token not in host.reads, "a read is answered once"
+            host.reads[read.token] = read.read_index
+            self._check_read(host, read.token, read.read_index)
+
+    def _check_read(self, host: Host, token: int, read_index: int | None) -> None:
+        if read_index is not None:
+            floor = host.read_floors[token]
+            assert read_index >= floor, f"a read at {read_index} misses block {floor}"
+            assert read_index <= self.commit_index, "nobody committed that much"
+
+    def _check_durable_before_send(
+        self, host: Host, message: RaftMessage, target: MemberId
+    ) -> None:
+        """Nothing that a member says may be forgotten by it in a crash (paper, figure 2)."""
+        durable = host.chain.hard_state
+        match message:
+            case PreVoteRequest():
+                assert message.term <= durable.term + 1
+                return
+            case PreVoteReply(granted=True):
+                return
+            case VoteRequest():
+                assert durable.vote == member_id(host.name), "it asks before it voted for itself"
+            case VoteReply(granted=True):
+                assert durable.vote == target, "it has not saved that vote"
+            case AppendReply():
+                self._check_match(host, message.term, message.match_index)
+            case HeartbeatReply():
+                assert message.saved_index <= host.chain.last_index, "that is not saved"
+            case _:
+                pass
+        assert message.term == durable.term, f"{describe(message)} speaks of an unsaved term"
+
+    def _check_match(self, host: Host, term: int, match_index: int) -> None:
+        assert match_index <= host.chain.last_index, "it acknowledges what is not on its disk"
+        leader = self.hosts[name_of(self.leaders[term])].raft if term in self.leaders else None
+        if leader is not None and leader.role is Role.LEADER and leader.term == term:
+            digest = leader.log.hash_at(match_index)
+            assert host.chain.holds(match_index, digest), "it acknowledges another block"
+
+    # The trace
+
+    def _say(self, text: str) -> None:
+        self.trace.append(f"{self.now_us / MILLISECOND_US:9.3f}  {text}")
+
+    def _say_changes(self, name: str, before: Snapshot, after: Snapshot) -> None:
+        if (before.term, before.role) != (after.term, after.role):
+            self._say(f"    {name} is {after.role} of term {after.term}")
+        if after.vote not in {None, before.vote}:
+            self._say(f"    {name} votes for {name_of(after.vote)}")
+        if before.commit_index != after.commit_index:
+            self._say(f"    {name} commits {after.commit_index}")
+
+    def _select(
+        self, source: str | None, target: str | None, kind: type | None
+    ) -> list[Envelope]:
+        return [
+            e
+            for e in self.bag
+            if source in {None, e.source}
+            and target in {None, e.target}
+            and (kind is None or isinstance(e.message, kind))
+        ]
+
+
+def describe(message: RaftMessage) -> str:
+    """A message as a person reads it: hashes left out, blocks as index/term."""
+    parts = []
+    for name in message.__struct_fields__:
+        value = getattr(message, name)
+        if isinstance(message, Append) and name == "blocks":
+            blocks = [decode_block(raw) for raw in message.blocks]
+            parts.append(f"[{' '.join(f'{block.index}/{block.term}' for block in blocks)}]")
+        elif not isinstance(value, bytes):
+            parts.append(f"{name}={value}")
+    return f"{type(message).__name__} {' '.join(parts)}"
+
+
+def _describe_save(save: Save) -> str:
+    state = save.hard_state
+    vote = "nobody" if state.vote is None else name_of(state.vote)
+    parts = [f"term {state.term}, vote {vote}, commit {state.commit_index}"]
+    if save.truncate_from is not None:
+        parts.append(f"truncates from {save.truncate_from}")
+    if save.blocks:
+        parts.append(f"blocks {' '.join(f'{block.index}/{block.term}' for block in save.blocks)}")
+    return "; ".join(parts)

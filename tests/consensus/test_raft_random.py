@@ -1,0 +1,208 @@
+"""Whole lives of small clusters under random faults, each from one seed, by virtual time.
+
+Three and five members lose, delay, repeat and reorder messages, are cut off both ways or one way,
+save slowly, crash before, during and after a save, and start again, while blocks are sealed and
+reads asked. `Network` checks every invariant after every event. Then all faults end, and the
+cluster must agree on one head within five virtual seconds. A failure prints its seed; to see it:
+
+    BITNEXUS_RAFT_SEEDS=4711:1 pytest tests/consensus/test_raft_random.py
+
+The variable is `first:count`; without it a fixed range of seeds is run.
+"""
+
+from __future__ import annotations
+
+import os
+from random import Random
+
+import pytest
+
+from consensus.ready import Role
+from tests.consensus.raft_network import MILLISECOND_US, Network, Weather, transaction
+
+SECOND_US = 1_000 * MILLISECOND_US
+DEFAULT_SEEDS = "1:60"
+FAULTY_EVENTS = 60
+
+
+class Storm(Weather):
+    """Random delays, losses, repetitions and slow saves; `calm` ends them all."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self._random = random
+        self.is_calm = False
+        self.loss = random.choice([0.0, 0.02, 0.2])
+        self.repeat = random.choice([0.0, 0.1])
+        self.slow_messages = random.choice([0.0, 0.05, 0.2])
+        self.slow_saves = random.choice([0.0, 0.05, 0.2])
+
+    def delays_us(self, source: str, target: str) -> list[int]:
+        """No copy, one or two, each now and then so late that a term has ended."""
+        if self.is_calm:
+            return super().delays_us(source, target)
+        random = self._random
+        copies = 0 if random.random() < self.loss else 1 + (random.random() < self.repeat)
+        return [self._delay() for _ in range(copies)]
+
+    def save_us(self, name: str) -> int:
+        """Mostly a quick disk, now and then one that stalls beyond an election."""
+        if self.is_calm:
+            return super().save_us(name)
+        if self._random.random() < self.slow_saves:
+            return self._random.randrange(900 * MILLISECOND_US)
+        return self._random.randrange(100, 8 * MILLISECOND_US)
+
+    def _delay(self) -> int:
+        if self._random.random() < self.slow_messages:
+            return self._random.randrange(1_500 * MILLISECOND_US)
+        return self._random.randrange(100, 6 * MILLISECOND_US)
+
+
+class Life:
+    """One cluster from its seed: `live` runs it through its faults, `heal` demands progress."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.storm = Storm(self.random)
+        size = self.random.choice([1, 2, 3, 3, 3, 4, 5, 5])
+        self.network = Network(size, seed=seed, weather=self.storm)
+        self.transactions = 0
+        self.tokens: dict[tuple[str, int], int] = {}
+
+    def live(self) -> None:
+        """Random faults and random load."""
+        actions = [self.seal] * 8 + [self.seal_many] * 2 + [self.ask_read] * 6
+        actions += [self.crash] * 2 + [self.restart] * 3 + [self.cut] * 2 + [self.mend] * 2
+        actions += [self.break_connection]
+        for _ in range(FAULTY_EVENTS):
+            pause_us = self.random.choice([5, 20, 100, 600]) * MILLISECOND_US
+            self.network.run(self.random.randrange(pause_us))
+            self.random.choice(actions)()
+
+    def heal(self) -> None:
+        """Ends all faults; the cluster must commit a new block on every member, and answer reads."""
+        network = self.network
+        self.storm.is_calm = True
+        network.cut.clear()
+        for name in set(network.hosts) - set(network.up):
+            self.start(name)
+        # What was slow while the storm raged ends soon.
+        for host in network.hosts.values():
+            host.save_due_us = min(host.save_due_us, network.now_us + 300 * MILLISECOND_US)
+        for envelope in network.bag:
+            envelope.due_us = min(envelope.due_us, network.now_us + 300 * MILLISECOND_US)
+        before = network.commit_index
+        end_us = network.now_us + 5 * SECOND_US
+        while network.now_us < end_us and not self.is_one(before):
+            self.seal()
+            network.run(200 * MILLISECOND_US, lambda: self.is_one(before))
+        assert self.is_one(before), "no progress"
+        self.check_reads()
+
+    def is_one(self, beyond: int) -> bool:
+        """Whether every member has applied the same head, beyond what was committed before."""
+        raft = [host.running for host in self.network.hosts.values()]
+        heads = {member.log.last_tip.hash for member in raft}
+        ends = {member.log.last_index for member in raft}
+        applied = {host.applied_index for host in self.network.hosts.values()}
+        return len(heads) == 1 and applied == ends and min(ends) > beyond
+
+    def check_reads(self) -> None:
+        """Once all is well, a read is answered from every member, in about a round trip."""
+        for name in self.network.up:
+            token = self.next_token(name)
+            self.network.read(name, token)
+            reads = self.network.hosts[name].reads
+            self.network.run(50 * MILLISECOND_US)
+            assert reads.get(token) is not None, f"no answer to a read of {name}"
+
+    # Actions
+
+    def seal(self) -> None:
+        """A leader, if there is one, seals a block; a deposed one that does not know it as well."""
+        leaders = [n for n in self.network.up if self.network[n].role is Role.LEADER]
+        if leaders:
+            self.transactions += 1
+            size_bytes = self.random.choice([10, 10, 10, 5_000])
+            block = transaction(self.transactions, size_bytes=size_bytes)
+            self.network.propose(self.random.choice(leaders), block)
+
+    def seal_many(self) -> None:
+        """More blocks at once than may be in flight."""
+        for _ in range(self.random.randrange(40)):
+            self.seal()
+
+    def ask_read(self) -> None:
+        """Any member asks for a read."""
+        if self.network.up:
+            name = self.random.choice(self.network.up)
+            self.network.read(name, self.next_token(name))
+
+    def next_token(self, name: str) -> int:
+        """Tokens rise from call to call, and begin anew when a member starts."""
+        life = (name, self.network.hosts[name].starts)
+        self.tokens[life] = self.tokens.get(life, 0) + 1
+        return self.tokens[life]
+
+    def crash(self) -> None:
+        """A member loses all that is not durable, before or after its save became durable."""
+        if self.network.up:
+            name = self.random.choice(self.network.up)
+            self.random.choice([self.network.crash, self.network.crash_after_save])(name)
+
+    def restart(self) -> None:
+        """A member that is down starts again."""
+        down = sorted(set(self.network.hosts) - set(self.network.up))
+        if down:
+            self.start(self.random.choice(down))
+
+    def start(self, name: str) -> None:
+        """Its applied index is any that it may have made durable of what it was handed."""
+        host = self.network.hosts[name]
+        applied_index = self.random.randint(host.start_applied, host.applied_index)
+        self.network.start(name, applied_index=applied_index)
+
+    def cut(self) -> None:
+        """Cuts the network in two, or single links one way."""
+        names = list(self.network.hosts)
+        if self.random.random() < 0.5:
+            side = set(self.random.sample(names, self.random.randint(0, len(names))))
+            self.network.cut = {(s, t) for s in names for t in names if (s in side) != (t in side)}
+        else:
+            for _ in range(self.random.randrange(4)):
+                self.network.cut.add((self.random.choice(names), self.random.choice(names)))
+
+    def mend(self) -> None:
+        """The network is whole again."""
+        self.network.cut.clear()
+
+    def break_connection(self) -> None:
+        """A member believes that it lost a peer, rightly or not."""
+        if self.network.up:
+            name = self.random.choice(self.network.up)
+            self.network.unreachable(name, self.random.choice(list(self.network.hosts)))
+
+
+def run_seed(seed: int) -> Network:
+    """One whole life; an assertion of any kind names the seed and shows the end of the trace."""
+    life = Life(seed)
+    try:
+        life.live()
+        life.heal()
+    except AssertionError as error:
+        end = "\n".join(life.network.trace[-60:])
+        raise AssertionError(f"seed {seed}: {error}\n{end}") from error
+    return life.network
+
+
+def _seeds() -> range:
+    first, _, count = os.environ.get("BITNEXUS_RAFT_SEEDS", DEFAULT_SEEDS).partition(":")
+    return range(int(first), int(first) + int(count))
+
+
+@pytest.mark.timeout(0)  # the number of seeds is the caller's to choose
+def test_random_faults() -> None:
+    """No seed breaks an invariant, loses a committed block, or keeps a healed cluster from work."""
+    for seed in _seeds():
+        run_seed(seed)
