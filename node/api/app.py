@@ -1,0 +1,264 @@
+"""The ASGI application: the submit call first, everything else through Falcon's router.
+
+Whatever goes wrong is answered as problem details. What has no answer of its own is the node's
+fault: it is logged, answered with 500 and handed to `on_failure`. Relies on `routes` for every
+call, and on Falcon for matching paths and methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import falcon
+import falcon.asgi
+import structlog
+
+from node.api.explorer import load_explorer
+from node.api.face import Asked, Face
+from node.api.openapi import make_document
+from node.api.problems import (
+    HANDLED_ERRORS,
+    ProblemKind,
+    error_reply,
+    fault_error,
+    make_problem,
+    problem_reply,
+)
+from node.api.query import decode_percent, parse_query
+from node.api.reply import Reply, send_reply
+from node.api.routes import ROUTES, SUBMIT_PATH, Route
+from node.api.submit import ClientGoneError, answer_submit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from node.api.face import Handler
+    from node.api.interface import LedgerNode
+    from node.api.reply import Event, Receive, Scope, Send
+    from node.api.shapes import Problem
+
+_API_VERSION: Final = "1.0.0"
+_SUBMIT_RAW_PATH: Final = SUBMIT_PATH.encode("ascii")
+_ALLOW_SUBMIT: Final = ((b"allow", b"POST, OPTIONS"),)
+_READ_HEADERS: Final = ((b"x-content-type-options", b"nosniff"),)
+_NEVER_KEPT: Final = (b"cache-control", b"no-store")
+_CACHE_CONTROL: Final = b"cache-control"
+
+_STOPPING: Final = make_problem(ProblemKind.UNAVAILABLE, "this node is stopping", retry_after_s=1)
+_STOPPING_SUBMIT: Final = make_problem(
+    ProblemKind.UNKNOWN,
+    "unknown: this node is stopping, and what was sent may be recorded; retry with the same id",
+    retry_after_s=1,
+)
+_BAD_QUERY: Final = make_problem(ProblemKind.INVALID_REQUEST, "query: must be ASCII")
+_INTERNAL: Final = make_problem(
+    ProblemKind.INTERNAL, "this node is at fault and has logged why; it may be recorded"
+)
+
+_log: Final = structlog.get_logger(__name__)
+
+
+class Application:
+    """The ASGI application of one node."""
+
+    def __init__(
+        self, node: LedgerNode, *, on_failure: Callable[[BaseException], None] | None = None
+    ) -> None:
+        """`on_failure` hears of every fault of our own; without it such a fault is only logged."""
+        self._on_failure = on_failure
+        document = make_document(ROUTES, version=_API_VERSION)
+        self._face = Face(node, load_explorer(), document)
+        self._falcon = _make_falcon(self._face)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        assert scope["type"] == "http"
+        is_submit = scope["raw_path"] == _SUBMIT_RAW_PATH
+        stopping = _STOPPING_SUBMIT if is_submit else _STOPPING
+        async with _Boundary(self._face, send, stopping, self._on_failure) as boundary:
+            if is_submit:
+                await self._submit(scope, receive, boundary)
+            elif scope["query_string"].isascii():
+                await self._falcon(_raw_scope(scope), receive, boundary.send)
+            else:
+                await boundary.reply(problem_reply(_BAD_QUERY))
+
+    async def _submit(self, scope: Scope, receive: Receive, boundary: _Boundary) -> None:
+        if scope["method"] != "POST":
+            await boundary.reply(_other_method(scope["method"]))
+            return
+        try:
+            reply = await answer_submit(self._face.node, scope, receive)
+        except HANDLED_ERRORS as error:
+            reply = error_reply(error)
+        except ClientGoneError:
+            return
+        await boundary.reply(reply)
+
+
+class _Boundary:
+    """Where an exception that nobody expected ends: logged, answered, and told to the node.
+
+    Also where a request ends that was still open when the server stopped: the client hears that
+    the fate of what it sent is unknown.
+    """
+
+    __slots__ = ("_face", "_has_begun", "_on_failure", "_send", "_stopping")
+
+    def __init__(
+        self,
+        face: Face,
+        send: Send,
+        stopping: Problem,
+        on_failure: Callable[[BaseException], None] | None,
+    ) -> None:
+        self._face = face
+        self._send = send
+        self._stopping = stopping
+        self._on_failure = on_failure
+        self._has_begun = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if fault is None:
+            return False
+        if isinstance(fault, asyncio.CancelledError):
+            await self._answer(self._stopping)
+            return True
+        if not isinstance(fault, Exception):
+            return False
+        _log.error("a request failed by a fault of this node", exc_info=fault)
+        if self._on_failure is not None:
+            self._on_failure(fault)
+        await self._answer(_INTERNAL)
+        return True
+
+    async def send(self, message: Event) -> None:
+        """Send an event of an answer, and note that it has begun."""
+        if message["type"] == "http.response.start":
+            self._begin(message["status"])
+        await self._send(message)
+
+    async def reply(self, reply: Reply) -> None:
+        """Send a whole answer."""
+        self._begin(reply.status)
+        await send_reply(self._send, reply)
+
+    def _begin(self, status: int) -> None:
+        self._has_begun = True
+        self._face.counts.add(status)
+
+    async def _answer(self, problem: Problem) -> None:
+        # Half an answer cannot be taken back: the server then closes the connection.
+        if not self._has_begun:
+            await self.reply(problem_reply(problem))
+
+
+class _Resource:
+    """One path of the table as Falcon wants it. HEAD is GET without the body, as everywhere."""
+
+    def __init__(self, face: Face, route: Route, handler: Handler) -> None:
+        self._face = face
+        self._route = route
+        self._handler = handler
+
+    async def on_get(
+        self, request: falcon.asgi.Request, response: falcon.asgi.Response, **parts: str
+    ) -> None:
+        """Answer with what the handler makes of the request."""
+        path = {name: _decode_part(name, part) for name, part in parts.items()}
+        query = parse_query(request.scope["query_string"], self._route.parameters)
+        answer = self._handler(self._face, Asked(path, query))
+        _fill(response, answer if isinstance(answer, Reply) else await answer)
+
+    on_head = on_get
+
+
+def _make_falcon(face: Face) -> falcon.asgi.App[Any, Any]:
+    app = falcon.asgi.App()
+    app.set_error_serializer(_serialize_error)
+    for kind in HANDLED_ERRORS:
+        app.add_error_handler(kind, _answer_error)
+    app.add_error_handler(Exception, _raise_error)
+    for route in ROUTES:
+        if route.handler is not None:
+            assert route.method == "GET"
+            app.add_route(route.path, _Resource(face, route, route.handler))
+    return app
+
+
+async def _answer_error(
+    _request: falcon.asgi.Request,
+    response: falcon.asgi.Response,
+    error: Any,  # noqa: ANN401 - one of HANDLED_ERRORS
+    _parts: dict[str, Any],
+) -> None:
+    _fill(response, error_reply(error))
+
+
+async def _raise_error(
+    _request: falcon.asgi.Request,
+    _response: falcon.asgi.Response,
+    error: Exception,
+    _parts: dict[str, Any],
+) -> None:
+    """Hand what nobody expected on to the boundary, which Falcon's own handler would hide."""
+    raise error
+
+
+def _serialize_error(
+    request: falcon.Request, response: falcon.Response, error: falcon.HTTPError
+) -> None:
+    """Turn Falcon's own refusals (no such path, no such method) into our problems."""
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            problem = make_problem(ProblemKind.NOT_FOUND, f"there is no {request.path[:200]}")
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            detail = f"{request.method} does not work here; the Allow header says what does"
+            problem = make_problem(ProblemKind.METHOD_NOT_ALLOWED, detail)
+        case _:
+            problem = make_problem(ProblemKind.INVALID_REQUEST, str(error.title))
+    _fill(response, problem_reply(problem))
+
+
+def _fill(response: falcon.Response, reply: Reply) -> None:
+    """Put an answer into Falcon's response."""
+    response.status = reply.status
+    response.data = reply.body
+    response.content_type = reply.content_type.decode("ascii")
+    headers = reply.headers
+    if not any(name == _CACHE_CONTROL for name, _ in headers):
+        # What is read here changes with the next block.
+        headers = (*headers, _NEVER_KEPT)
+    for name, value in (*headers, *_READ_HEADERS):
+        response.set_header(name.decode("ascii"), value.decode("ascii"))
+
+
+def _raw_scope(scope: Scope) -> dict[str, Any]:
+    """Let Falcon match the path as it was sent: a user id may hold an encoded slash."""
+    return {**scope, "path": scope["raw_path"].decode("ascii", "replace")}
+
+
+def _decode_part(name: str, part: str) -> str:
+    try:
+        return decode_percent(part)
+    except ValueError:
+        detail = "is not percent-encoded UTF-8"
+        raise fault_error(ProblemKind.INVALID_REQUEST, f"path.{name}", detail) from None
+
+
+def _other_method(method: str) -> Reply:
+    if method == "OPTIONS":
+        return Reply(HTTPStatus.OK, b"", b"text/plain", _ALLOW_SUBMIT)
+    detail = f"{method} does not work here; the Allow header says what does"
+    return problem_reply(make_problem(ProblemKind.METHOD_NOT_ALLOWED, detail), _ALLOW_SUBMIT)

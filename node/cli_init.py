@@ -1,0 +1,215 @@
+"""How a cluster of several machines begins: `node init` on each, then `node genesis` once.
+
+    node init      makes a data folder: identity.key (secret), member.json (to hand on), node.toml
+    node genesis   makes genesis.json out of all the member.json; a copy goes into each folder
+
+Nothing is ever overwritten. Relies on the core's genesis and the node's configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from consensus.membership import (
+    Genesis,
+    GenesisError,
+    Member,
+    dump_genesis,
+    genesis_block,
+    load_genesis,
+)
+from node.cli_errors import CommandError, ExitCode
+from node.config import (
+    GENESIS_FILE,
+    IDENTITY_FILE,
+    NODE_FILE,
+    ConfigError,
+    NodeConfig,
+    dump_toml,
+    split_address,
+)
+from node.identity import IdentityError, create_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+MEMBER_FILE: Final = "member.json"
+_OWNER_ONLY: Final = 0o700
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewNode:
+    """What a new node is told; `peer` and `http` are host:port as the others reach it."""
+
+    data_dir: Path
+    name: str
+    peer: str
+    http: str
+    insecure_http: bool = False
+    postgres_dsn: str | None = None
+
+
+def init_node(new: NewNode) -> Member:
+    """Make the data folder of a new node and return the member it is.
+
+    Raises:
+        CommandError: a value is wrong, the folder has content, or cannot be written.
+    """
+    settings = _checked_settings(new)
+    _refuse_content(new.data_dir)
+    try:
+        new.data_dir.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
+        identity = create_identity(new.data_dir / IDENTITY_FILE)
+        member = Member(name=new.name, public_key=identity.public_key, peer=new.peer, http=new.http)
+        _write_new(new.data_dir / MEMBER_FILE, _dump_member(member))
+        _write_new(new.data_dir / NODE_FILE, settings)
+    except OSError as error:
+        raise _unwritable(new.data_dir, error) from error
+    except IdentityError as error:
+        raise CommandError(str(error), ExitCode.FOLDER_UNWRITABLE) from error
+    return member
+
+
+def make_genesis(cluster: str, members: Sequence[Path], output: Path) -> Genesis:
+    """Make the genesis file of a new cluster from the member files of all its nodes.
+
+    Raises:
+        CommandError: a member file is wrong, or the output is there already.
+    """
+    documents = [(file, _load_json(file)) for file in members]
+    # The genesis sorts by name: in that order an error's position leads back to its file.
+    documents.sort(key=lambda pair: str(pair[1].get("name")))
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    document = {
+        "name": cluster,
+        "created": created,
+        "members": [member for _, member in documents],
+    }
+    try:
+        genesis = load_genesis(json.dumps(document))
+    except GenesisError as error:
+        raise _name_file(error, [file for file, _ in documents]) from error
+    try:
+        _write_new(output, dump_genesis(genesis))
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    return genesis
+
+
+def cluster_id(genesis: Genesis) -> str:
+    """The id of the cluster that begins so, in hex."""
+    return genesis_block(genesis).hash.hex()
+
+
+def _checked_settings(new: NewNode) -> str:
+    """The text of `node.toml`, after every value has been checked."""
+    try:
+        split_address(new.peer)
+        http_host, http_port = split_address(new.http)
+    except ValueError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+    probe = Member(name=new.name, public_key=bytes(32), peer=new.peer, http=new.http)
+    try:
+        NodeConfig(
+            data_dir=new.data_dir,
+            name=new.name,
+            http_host=http_host,
+            http_port=http_port,
+            insecure_http=new.insecure_http,
+            postgres_dsn=new.postgres_dsn,
+        )
+        Genesis(name=new.name, created_us=0, members=(probe,)).validate()
+    except GenesisError as error:
+        field = error.path.rpartition(".")[2]
+        raise CommandError(f"--{field}: {error.detail}", ExitCode.USAGE) from error
+    except ConfigError as error:
+        is_reach = error.key == "http_host" and "insecure_http" in error.detail
+        code = ExitCode.INSECURE_HTTP if is_reach else ExitCode.USAGE
+        raise CommandError(f"{error.key}: {error.detail}", code) from error
+    lines: dict[str, str | int | bool] = {
+        "name": new.name,
+        "http_host": http_host,
+        "http_port": http_port,
+    }
+    if new.insecure_http:
+        lines["insecure_http"] = True
+    if new.postgres_dsn is not None:
+        lines["postgres_dsn"] = new.postgres_dsn
+    return dump_toml(lines)
+
+
+def _refuse_content(folder: Path) -> None:
+    """Only an absent or empty folder, or one with the genesis alone, becomes a node's."""
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if names & {IDENTITY_FILE, NODE_FILE, MEMBER_FILE}:
+        raise CommandError(
+            f"{folder} is a node's data folder already: nothing was changed",
+            ExitCode.ALREADY_THERE,
+        )
+    if names - {GENESIS_FILE}:
+        raise CommandError(
+            f"{folder} is not empty and is no node's data folder: choose another --data-dir",
+            ExitCode.FOLDER_FOREIGN,
+        )
+
+
+def _dump_member(member: Member) -> str:
+    document = {
+        "name": member.name,
+        "public_key": member.public_key.hex(),
+        "peer": member.peer,
+        "http": member.http,
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _load_json(file: Path) -> dict[str, object]:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError(f"{file}: {error.strerror}", ExitCode.INPUT) from error
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{file}: is not JSON: {error}", ExitCode.INPUT) from error
+    if not isinstance(document, dict):
+        raise CommandError(f"{file}: is no member file", ExitCode.INPUT)
+    return document
+
+
+def _name_file(error: GenesisError, files: Sequence[Path]) -> CommandError:
+    """The error in the words of whoever gave the files: `$.members[1]` is one of them."""
+    prefix, _, rest = error.path.partition("]")
+    if not prefix.startswith("$.members["):
+        option = "--cluster: " if error.path == "$.name" else ""
+        return CommandError(f"{option}{error.detail}", ExitCode.USAGE)
+    file = files[int(prefix.removeprefix("$.members["))]
+    field = rest.lstrip(".")
+    what = f"{field}: {error.detail}" if field else error.detail
+    return CommandError(f"{file}: {what}", ExitCode.INPUT)
+
+
+def _write_new(file: Path, text: str) -> None:
+    """Write a file that must not be there yet, durably. Raises OSError, CommandError."""
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileExistsError as error:
+        raise CommandError(
+            f"{file} is there already: nothing was changed", ExitCode.ALREADY_THERE
+        ) from error
+
+
+def _unwritable(path: Path, error: OSError) -> CommandError:
+    cause = (error.strerror or str(error)).lower()
+    return CommandError(f"{path} cannot be written: {cause}", ExitCode.FOLDER_UNWRITABLE)

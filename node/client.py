@@ -1,0 +1,391 @@
+"""The Python client: one ledger out of several nodes.
+
+    async with LedgerClient(["http://127.0.0.1:8001", "http://127.0.0.1:8002"]) as ledger:
+        receipt = await ledger.record_transaction(user_id="alice", kind="deposit", payload={...})
+
+Every transaction has its id before it is first sent, and every retry keeps it, so nothing is ever
+recorded twice. A call goes on to the next node when one does not answer or cannot, and ends with an
+answer or with a typed error by its deadline. Relies on httpx and on the shapes of the HTTP face.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+from msgspec import UNSET
+
+from consensus.block import encode_transaction
+from node.api.problems import TYPE_PREFIX, ProblemKind
+from node.api.shapes import (
+    BatchAnswer,
+    BlockDetail,
+    BlockPage,
+    Cluster,
+    HistoryItem,
+    HistoryPage,
+    NewBatch,
+    NewTransaction,
+    Problem,
+    Receipt,
+    ReceiptLookup,
+    read_outcome,
+)
+from node.client_errors import (
+    BatchError,
+    ConflictError,
+    LedgerClientError,
+    NotFoundError,
+    ProtocolError,
+    RejectedError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
+from node.client_nodes import (
+    RETRIED,
+    Course,
+    Failure,
+    Nodes,
+    OutOfTimeError,
+    Request,
+    failure_of,
+    problem_of,
+    worse_of,
+)
+from node.uuid7 import uuid7
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from types import TracebackType
+    from uuid import UUID
+
+__all__ = [
+    "BatchError",
+    "ConflictError",
+    "LedgerClient",
+    "LedgerClientError",
+    "NewTransaction",
+    "NotFoundError",
+    "ProtocolError",
+    "Receipt",
+    "RejectedError",
+    "UnavailableError",
+    "UnknownOutcomeError",
+]
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+DEFAULT_ATTEMPT_TIMEOUT_S: Final = 5.0
+
+_LEDGER: Final = "/api/v1/ledger/"
+_TRANSACTIONS: Final = _LEDGER + "transactions"
+_OK: Final = range(200, 300)
+_NOT_FOUND: Final = 404
+_CONFLICT: Final = 409
+_FINAL_KINDS: Final = frozenset({TYPE_PREFIX + ProblemKind.CONFLICT})
+
+Order = Literal["desc", "asc"]
+Consistency = Literal["linearizable", "local"]
+_Shape = TypeVar("_Shape", bound=msgspec.Struct)
+
+
+class LedgerClient:
+    """A ledger, reached through any of its nodes. For one event loop; use with `async with`.
+
+    Times are in seconds: `timeout_s` bounds a whole call, `attempt_timeout_s` what one node is
+    given before the next is tried. Proxies and credentials of the environment are not used.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        attempt_timeout_s: float = DEFAULT_ATTEMPT_TIMEOUT_S,
+    ) -> None:
+        """Take the nodes in the order they are tried; raises ValueError for none or a bad URL."""
+        if not urls:
+            raise ValueError("a ledger client needs the URL of at least one node")
+        for url in urls:
+            _check_url(url)
+        if timeout_s <= 0 or attempt_timeout_s <= 0:
+            raise ValueError("a timeout must be above 0 s")
+        self._timeout_s = timeout_s
+        self._nodes = Nodes(urls, attempt_timeout_s=attempt_timeout_s)
+
+    async def __aenter__(self) -> Self:
+        """Return the client; connections are made when they are needed."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._nodes.close()
+
+    async def record_transaction(
+        self,
+        *,
+        user_id: str,
+        kind: str,
+        payload: object,
+        transaction_id: UUID | None = None,
+        timeout_s: float | None = None,
+    ) -> Receipt:
+        """Record one transaction and return its receipt once it is committed.
+
+        Raises:
+            InvalidTransactionError: it breaks a rule; nothing was sent.
+            ConflictError, RejectedError: the ledger refused; nothing was recorded.
+            UnavailableError: no node could record it in time; nothing was recorded.
+            UnknownOutcomeError: it may be recorded; it carries the id to call again with.
+        """
+        identifier = transaction_id or uuid7()
+        new = NewTransaction(id=identifier, user_id=user_id, kind=kind, payload=payload)
+        _check(new)
+        body = msgspec.json.encode(new)
+        request = Request("POST", _TRANSACTIONS, body, is_timed=True)
+        try:
+            response = await self._nodes.exchange(request, self._course(timeout_s), _is_final)
+        except OutOfTimeError as error:
+            raise _lost(identifier, error) from error
+        return _decode(response, Receipt)
+
+    async def record_transactions(
+        self, transactions: Sequence[NewTransaction], *, timeout_s: float | None = None
+    ) -> list[Receipt]:
+        """Record a batch, at most 10,000 or 8 MiB, and return the receipts in its order.
+
+        Transactions are recorded each for itself: where some are refused the others are recorded
+        all the same. An id is made where none is given.
+
+        Raises:
+            InvalidTransactionError: one breaks a rule; nothing was sent.
+            RejectedError: the ledger refused the batch as a whole; nothing was recorded.
+            BatchError: some have no receipt; it has the outcome of each.
+        """
+        batch = _Batch(transactions)
+        course = self._course(timeout_s)
+        while batch.open:
+            body = msgspec.json.encode(NewBatch(transactions=list(batch.open.values())))
+            request = Request("POST", _TRANSACTIONS, body, is_timed=True)
+            try:
+                response = await self._nodes.exchange(request, course, _has_outcomes)
+                failure = batch.settle(response)
+                if failure is not None:
+                    await course.go_on(failure)
+            except OutOfTimeError as error:
+                batch.give_up(error)
+        return batch.receipts()
+
+    async def transactions(
+        self,
+        user_id: str,
+        *,
+        order: Order = "desc",
+        consistency: Consistency = "linearizable",
+        page_size: int = 100,
+    ) -> AsyncIterator[HistoryItem]:
+        """Yield a user's transactions, newest first unless `order` is asc, page by page."""
+        after = None
+        while True:
+            page = await self.history_page(
+                user_id, limit=page_size, after=after, order=order, consistency=consistency
+            )
+            for item in page.transactions:
+                yield item
+            after = page.next
+            if after is None:
+                return
+
+    async def history_page(
+        self,
+        user_id: str,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        order: Order = "desc",
+        consistency: Consistency = "linearizable",
+    ) -> HistoryPage:
+        """Return one page of a user's transactions; `after` is the `next` of the page before."""
+        parameters = {"limit": str(limit), "order": order, "consistency": consistency}
+        if after is not None:
+            parameters["after"] = after
+        path = f"{_TRANSACTIONS}/{_segment(user_id)}"
+        return await self._get(path, HistoryPage, parameters, is_timed=True)
+
+    async def receipt(
+        self, transaction_id: UUID, *, consistency: Consistency = "linearizable"
+    ) -> ReceiptLookup:
+        """Return whether a transaction is committed, and its receipt if it is."""
+        path = f"{_LEDGER}receipts/{transaction_id}"
+        return await self._get(path, ReceiptLookup, {"consistency": consistency}, is_timed=True)
+
+    async def block(self, index: int | Literal["latest"]) -> BlockDetail:
+        """Return a committed block; raises NotFoundError where the node asked has none yet."""
+        return await self._get(f"{_LEDGER}blocks/{index}", BlockDetail, {})
+
+    async def blocks(self, first: int | None = None, limit: int = 20) -> BlockPage:
+        """Return blocks without their transactions, in order; without `first` the last ones."""
+        parameters = {"limit": str(limit)}
+        if first is not None:
+            parameters["first"] = str(first)
+        return await self._get(f"{_LEDGER}blocks", BlockPage, parameters)
+
+    async def cluster(self) -> Cluster:
+        """Return the cluster as the node that answers sees it."""
+        return await self._get("/api/v1/cluster", Cluster, {})
+
+    async def _get(
+        self,
+        path: str,
+        shape: type[_Shape],
+        parameters: Mapping[str, str],
+        *,
+        is_timed: bool = False,
+    ) -> _Shape:
+        request = Request("GET", path, parameters=parameters, is_timed=is_timed)
+        try:
+            response = await self._nodes.exchange(request, self._course(None), _is_final)
+        except OutOfTimeError as error:
+            raise UnavailableError(error.failure.detail) from error
+        return _decode(response, shape)
+
+    def _course(self, timeout_s: float | None) -> Course:
+        return Course(self._nodes, self._timeout_s if timeout_s is None else timeout_s)
+
+
+class _MaybeOutcomes(msgspec.Struct):
+    """A problem that is the same for all of a batch has the problem of each beside it."""
+
+    receipts: list[msgspec.Raw] | None = None
+
+
+class _Batch:
+    """A batch under way: what is still to be sent, and what became of the rest."""
+
+    def __init__(self, transactions: Sequence[NewTransaction]) -> None:
+        self._outcomes: list[Receipt | LedgerClientError | None] = [None] * len(transactions)
+        self.open: dict[int, NewTransaction] = {}
+        for position, new in enumerate(transactions):
+            with_id = msgspec.structs.replace(new, id=uuid7()) if new.id is UNSET else new
+            _check(with_id)
+            self.open[position] = with_id
+
+    def settle(self, response: httpx.Response) -> Failure | None:
+        """Take the outcomes of an answer; return why some transactions are still open, if any."""
+        answer = _decode_as(response, BatchAnswer)
+        if len(answer.receipts) != len(self.open):
+            raise ProtocolError(
+                f"{len(answer.receipts)} outcomes for {len(self.open)} transactions"
+            )
+        failure = None
+        for position, document in zip(list(self.open), answer.receipts, strict=True):
+            outcome = _read_outcome(document)
+            if isinstance(outcome, Problem):
+                if outcome.type not in _FINAL_KINDS:
+                    failure = worse_of(failure, failure_of(outcome))
+                    continue
+                self._outcomes[position] = _refusal(outcome)
+            else:
+                self._outcomes[position] = outcome
+            del self.open[position]
+        return failure
+
+    def give_up(self, error: OutOfTimeError) -> None:
+        """End what is still open."""
+        for position, new in self.open.items():
+            assert new.id is not UNSET
+            self._outcomes[position] = _lost(new.id, error)
+        self.open.clear()
+
+    def receipts(self) -> list[Receipt]:
+        """Return the receipts of a batch that has all of them; raises BatchError."""
+        receipts = [outcome for outcome in self._outcomes if isinstance(outcome, Receipt)]
+        if len(receipts) == len(self._outcomes):
+            return receipts
+        raise BatchError(tuple(outcome for outcome in self._outcomes if outcome is not None))
+
+
+def _check_url(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from error
+    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.query:
+        raise ValueError(f"{url!r} is not the http or https URL of a node")
+
+
+def _check(new: NewTransaction) -> None:
+    """Raise InvalidTransactionError for what JSON would change on its way, such as NaN."""
+    assert new.id is not UNSET
+    encode_transaction(
+        transaction_id=new.id.bytes, user_id=new.user_id, kind=new.kind, payload=new.payload
+    )
+
+
+def _segment(text: str) -> str:
+    """Return text as one segment of a path: dots alone would be taken for another folder."""
+    encoded = quote(text, safe="")
+    return encoded.replace(".", "%2E") if text in {".", ".."} else encoded
+
+
+def _is_final(response: httpx.Response) -> bool:
+    return response.status_code not in RETRIED
+
+
+def _has_outcomes(response: httpx.Response) -> bool:
+    """Whether an answer says what became of each transaction; raises if all are rejected."""
+    if response.status_code in RETRIED:
+        try:
+            return msgspec.json.decode(response.content, type=_MaybeOutcomes).receipts is not None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+    if response.status_code in _OK or response.status_code == _CONFLICT:
+        return True
+    raise _refusal(problem_of(response))
+
+
+def _lost(identifier: UUID, error: OutOfTimeError) -> LedgerClientError:
+    if error.failure.may_be_recorded:
+        return UnknownOutcomeError(identifier, error.failure.detail)
+    return UnavailableError(error.failure.detail)
+
+
+def _refusal(problem: Problem) -> RejectedError:
+    if problem.status == _CONFLICT:
+        return ConflictError(problem)
+    if problem.status == _NOT_FOUND:
+        return NotFoundError(problem)
+    return RejectedError(problem)
+
+
+def _decode(response: httpx.Response, shape: type[_Shape]) -> _Shape:
+    if response.status_code in _OK:
+        return _decode_as(response, shape)
+    raise _refusal(problem_of(response))
+
+
+def _decode_as(response: httpx.Response, shape: type[_Shape]) -> _Shape:
+    try:
+        return msgspec.json.decode(response.content, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"{response.url.host} is no ledger: {error}") from error
+
+
+def _read_outcome(document: object) -> Receipt | Problem:
+    try:
+        outcome = read_outcome(document)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(str(error)) from error
+    if not isinstance(outcome, Receipt | Problem):
+        raise ProtocolError("a transaction that was to be committed is pending")
+    return outcome

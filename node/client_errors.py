@@ -1,0 +1,58 @@
+"""What a call of the Python client may raise: one type for each thing a caller does differently.
+
+Relies on the shapes of the HTTP face alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from node.api.shapes import Problem, Receipt
+
+
+class LedgerClientError(Exception):
+    """Base of everything a call may raise beside InvalidTransactionError."""
+
+
+class RejectedError(LedgerClientError):
+    """The ledger refused for good; `problem` says why. Nothing was recorded by the call."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class ConflictError(RejectedError):
+    """The id is in the chain, or on its way there, with other content."""
+
+
+class NotFoundError(RejectedError):
+    """There is no such block."""
+
+
+class UnavailableError(LedgerClientError):
+    """No node could do it within the time allowed, and nothing was recorded."""
+
+
+class UnknownOutcomeError(LedgerClientError):
+    """It may be recorded, or not. Call again with the same id to find out, and to record it."""
+
+    def __init__(self, transaction_id: UUID, detail: str) -> None:
+        super().__init__(f"transaction {transaction_id} may be recorded: {detail}")
+        self.transaction_id = transaction_id
+
+
+class BatchError(LedgerClientError):
+    """Some transactions of a batch have no receipt. `outcomes` has one entry each, in order."""
+
+    def __init__(self, outcomes: tuple[Receipt | LedgerClientError, ...]) -> None:
+        failed = [outcome for outcome in outcomes if isinstance(outcome, LedgerClientError)]
+        super().__init__(f"{len(failed)} of {len(outcomes)} have no receipt; first: {failed[0]}")
+        self.outcomes = outcomes
+
+
+class ProtocolError(LedgerClientError):
+    """What answered is no ledger, or speaks another version."""

@@ -1,0 +1,159 @@
+"""One sending connection to one peer: a DEALER that is opened anew whenever it breaks.
+
+libzmq tries again by itself while nobody listens at the address. Once there was a connection and it
+broke, this module does: libzmq would reconnect after some faults, but gives up for ever after
+others (a refused key, bytes that are no ZMTP), and its events do not tell which. A fresh socket
+also holds nothing stale. Relies on `node.zmq_loop`.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import zmq
+
+from node.zmq_loop import Monitor, SocketHub
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from node.identity import Identity
+
+HANDSHAKE_MS: Final = 1_000
+"""How long the other side may take to prove its key: hundreds of silent connections cost little."""
+_CONNECT_MS: Final = 2_000
+_RECONNECT_MS: Final = 20
+_RECONNECT_MAX_MS: Final = 500
+_MAX_ANSWER_BYTES: Final = 4 * 1024
+"""The most a peer may send back: handshakes and pongs, never a message."""
+_MORE: Final = zmq.DONTWAIT | zmq.SNDMORE
+_EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """How a link behaves."""
+
+    high_water_mark: int
+    """Messages that may wait for the network."""
+    heartbeat_ms: int
+    heartbeat_timeout_ms: int
+    """Silence after which either side drops the connection."""
+
+
+class Link:
+    """Sends to one address, encrypted for one key, and keeps the connection up."""
+
+    def __init__(
+        self,
+        hub: SocketHub,
+        *,
+        settings: LinkSettings,
+        address: str,
+        server_key: bytes,
+        identity: Identity,
+        on_change: Callable[[Link], None],
+    ) -> None:
+        """Begin to connect to "host:port"; raises `zmq.ZMQError` where that is no address.
+
+        `on_change` hears when `connected` turned true, and when it turned false because the
+        connection broke: not when this side closes it.
+        """
+        self._hub = hub
+        self._settings = settings
+        self._address = address
+        self._server_key = server_key
+        self._identity = identity
+        self._on_change = on_change
+        self._retry_ms = _RECONNECT_MS
+        self._retry: asyncio.TimerHandle | None = None
+        self._dealer: zmq.Socket[bytes] | None = None
+        self._monitor: Monitor | None = None
+        self.connected = False
+        self._open()
+
+    def send(self, head: bytes, body: bytes) -> bool:
+        """Queue a message of two frames; False where there is no connection or no room."""
+        dealer = self._dealer
+        if dealer is None:
+            return False
+        if _queue(dealer, head, body):
+            return True
+        # News of a connection, or of room, waits in the socket's mailbox. Sending looks there once
+        # a millisecond at most, reading EVENTS always.
+        return bool(int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLOUT) and _queue(dealer, head, body)
+
+    def close(self) -> None:
+        """Close; what is queued is lost. Harmless when repeated."""
+        self.connected = False
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._dealer is not None:
+            self._dealer.close()
+        self._retry = self._monitor = self._dealer = None
+
+    def _open(self) -> None:
+        try:
+            self._dealer = _dealer(self._hub, self._settings, self._identity)
+            self._dealer.setsockopt(zmq.CURVE_SERVERKEY, self._server_key)
+            self._dealer.setsockopt(zmq.IPV6, self._address.startswith("["))
+            self._monitor = Monitor(self._hub, self._dealer, _EVENTS, self._on_event)
+            self._dealer.connect(f"tcp://{self._address}")
+        except zmq.ZMQError:
+            self.close()
+            raise
+
+    def _on_event(self, event: int) -> None:
+        was_connected = self.connected
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.connected = True
+            self._retry_ms = _RECONNECT_MS
+        else:
+            self.close()
+            self._open_later()
+        if self.connected != was_connected:
+            self._on_change(self)
+
+    def _open_later(self) -> None:
+        self._retry = self._hub.call_later(self._retry_ms / 1_000, self._reopen)
+        self._retry_ms = min(2 * self._retry_ms, _RECONNECT_MAX_MS)
+
+    def _reopen(self) -> None:
+        try:
+            self._open()
+        except zmq.ZMQError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            self._open_later()  # out of descriptors: the peer is out of reach, no more
+
+
+def _dealer(hub: SocketHub, settings: LinkSettings, identity: Identity) -> zmq.Socket[bytes]:
+    dealer = hub.socket(zmq.DEALER)
+    dealer.setsockopt(zmq.CURVE_PUBLICKEY, identity.curve_public_z85)
+    dealer.setsockopt(zmq.CURVE_SECRETKEY, identity.curve_secret_z85)
+    dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a peer that is not there
+    dealer.setsockopt(zmq.SNDHWM, settings.high_water_mark)
+    dealer.setsockopt(zmq.RCVHWM, 1)
+    dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_ANSWER_BYTES)
+    dealer.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
+    dealer.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    dealer.setsockopt(zmq.HEARTBEAT_IVL, settings.heartbeat_ms)
+    dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, settings.heartbeat_timeout_ms)
+    dealer.setsockopt(zmq.HEARTBEAT_TTL, settings.heartbeat_timeout_ms)
+    return dealer
+
+
+def _queue(dealer: zmq.Socket[bytes], head: bytes, body: bytes) -> bool:
+    try:
+        dealer.send(head, _MORE)
+        dealer.send(body, zmq.DONTWAIT)
+    except zmq.Again:
+        return False
+    return True

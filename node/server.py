@@ -1,0 +1,499 @@
+"""One node: what is opened for it, and the calls that the faces and embedding programs make.
+
+`Node` opens the data folder, joins the cluster and answers calls; `node.loop` carries everything
+between sockets, disk and the replica. Reads of old blocks take a thread, so that the loop never
+waits for a disk. Faults: a client's is answered, ours stops the node (`failed`, `wait_ended`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+from consensus.block import (
+    RESERVED_KINDS,
+    InvalidTransactionError,
+    Sealer,
+    encode_transaction,
+)
+from consensus.leadership import RaftConfig
+from consensus.membership import genesis_block, load_genesis
+from consensus.raft import Raft
+from node.checkpointer import Checkpointer
+from node.config import LOCK_FILE, ConfigError
+from node.folder_lock import FolderLock
+from node.identity import load_identity
+from node.indexer import Indexer
+from node.loop import TICKS_PER_HEARTBEAT, MemberLoop
+from node.mempool import QueueLimits
+from node.outcomes import (
+    ClusterStatus,
+    HistoryRow,
+    MemberStatus,
+    NodeFailedError,
+    NoLeaderError,
+    Outcome,
+    Receipt,
+    ReceiptStatus,
+    Refusal,
+    RefusedError,
+    Wait,
+)
+from node.replica import Replica
+from node.submissions import Submission
+from node.transport import Transport
+from node.uuid7 import new_transaction_id
+from storage.chain import ChainStore
+from storage.errors import BlockNotFoundError
+from storage.index import IndexStore
+from storage.recent import Lookup, RecentIndex
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from consensus.block import Block
+    from consensus.membership import Genesis, Member
+    from consensus.messages import MemberId
+    from node.config import NodeConfig
+    from storage.recent import Place
+
+Value = TypeVar("Value")
+MICROS_PER_MILLI: Final = 1_000
+
+
+class Node:
+    """A member of a cluster, embedded in this process: `async with Node(config) as node`."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        """Nothing is opened before `start`."""
+        self.config = config
+        self.failed: BaseException | None = None
+        self._ended = asyncio.Event()
+        self._submissions: set[Submission] = set()
+        self._running = False
+        self._opened = AsyncExitStack()
+
+    # Life
+
+    async def start(self) -> None:
+        """Opens the data folder, catches the index up, and joins the cluster.
+
+        Raises:
+            ConfigError, GenesisError, IdentityError: the node is not set up right.
+            DataFolderInUseError: another process runs on the folder.
+            StorageError: the chain cannot be opened.
+            TransportError: the peer address cannot be bound.
+        """
+        async with AsyncExitStack() as opened:
+            opened.enter_context(FolderLock(self.config.data_dir / LOCK_FILE))
+            self._load_identity()
+            await self._open_stores(opened)
+            await self._join(opened)
+            self._opened = opened.pop_all()
+
+    async def stop(self) -> None:
+        """Leaves the cluster and closes everything; whoever still waits hears "unknown"."""
+        self._ended.set()
+        await self._opened.aclose()
+
+    async def wait_ended(self) -> None:
+        """Returns when the node is stopped; raises NodeFailedError if it stopped itself."""
+        await self._ended.wait()
+        if self.failed is not None:
+            raise NodeFailedError(str(self.failed)) from self.failed
+
+    async def __aenter__(self) -> Self:
+        """Starts."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops."""
+        await self.stop()
+
+    # Calls
+
+    async def record_transaction(
+        self,
+        *,
+        user_id: str,
+        kind: str,
+        payload: object,
+        transaction_id: uuid.UUID | None = None,
+        timeout_s: float = 10.0,
+    ) -> Receipt:
+        """Records one transaction and returns its receipt once it is committed.
+
+        Raises:
+            InvalidTransactionError: it breaks a rule; nothing is recorded.
+            RefusedError: no receipt; its `refusal` says whether to retry with the same id.
+        """
+        if kind in RESERVED_KINDS:
+            raise InvalidTransactionError("kind", f"{kind!r} is reserved for the cluster")
+        raw = encode_transaction(
+            transaction_id=transaction_id.bytes if transaction_id else new_transaction_id(),
+            user_id=user_id,
+            kind=kind,
+            payload=payload,
+        )
+        (outcome,) = await self.submit([raw], wait=Wait.COMMITTED, timeout_s=timeout_s)
+        if isinstance(outcome, Refusal):
+            raise RefusedError(outcome)
+        assert isinstance(outcome, Receipt), "a committed transaction has a receipt"
+        return outcome
+
+    async def submit(
+        self, transactions: Sequence[bytes], *, wait: Wait = Wait.COMMITTED, timeout_s: float
+    ) -> list[Outcome]:
+        """Records canonical transactions, none of a reserved kind; an outcome each, in order.
+
+        Never raises for one transaction's fate. What is open after `timeout_s` is unknown.
+
+        Raises:
+            NodeFailedError: this node does not run.
+        """
+        self._check_running()
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        submission = Submission(transactions, wait=wait, on_done=_resolver(done))
+        self._submissions.add(submission)
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, submission)
+        self._loop.submit(submission)
+        try:
+            return await done
+        finally:
+            if wait is Wait.COMMITTED:
+                timer.cancel()
+                self._expire(submission)
+
+    async def read_barrier(self, *, timeout_s: float) -> int:
+        """An index that covers all that was committed before this call, once it is applied here.
+
+        Raises:
+            NoLeaderError: no leader confirmed it within `timeout_s`.
+            NodeFailedError: this node does not run.
+        """
+        self._check_running()
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._loop.read(_resolver(done))
+        try:
+            return await asyncio.wait_for(done, timeout_s)
+        except TimeoutError as error:
+            raise NoLeaderError(f"no leader confirmed the read within {timeout_s:g} s") from error
+
+    async def history(
+        self, user_id: str, *, after: Place | None, limit: int, newest_first: bool
+    ) -> list[HistoryRow]:
+        """A user's applied transactions strictly beyond `after`, at most `limit`."""
+        self._check_running()
+        places = self._lookup.history(
+            user_id, after=after, limit=limit, newest_first=newest_first
+        )
+        blocks = await self._blocks_at({place.index for place in places})
+        return [
+            HistoryRow(
+                place,
+                blocks[place.index].transactions[place.position],
+                blocks[place.index].timestamp_us,
+            )
+            for place in places
+        ]
+
+    def receipt_status(self, transaction_id: bytes) -> ReceiptStatus:
+        """What this node knows of a transaction."""
+        self._check_running()
+        return self._replica.receipt_status(transaction_id)
+
+    async def block(self, index: int) -> Block:
+        """The committed block at `index`.
+
+        Raises:
+            BlockNotFoundError: nothing is committed there, as far as this node knows.
+            DamagedBlockError: its bytes on disk are not what was sealed.
+        """
+        self._check_running()
+        if not 0 <= index <= self.applied_index:
+            raise BlockNotFoundError(index, self.applied_index)
+        return (await self._blocks_at({index}))[index]
+
+    def status(self) -> ClusterStatus:
+        """The cluster as this node sees it."""
+        raft = self._raft
+        leader = self._members.get(raft.leader) if raft.leader else None
+        return ClusterStatus(
+            cluster_id=self.cluster_id,
+            name=self._genesis.name,
+            node=self.config.name,
+            role=raft.role.value,
+            leader=leader.name if leader else None,
+            term=raft.term,
+            last_index=raft.log.last_index,
+            commit_index=raft.log.commit_index,
+            applied_index=self.applied_index,
+            members=tuple(self._member_status(member) for member in self._genesis.members),
+            alarms=self.alarms,
+        )
+
+    # What the faces and the checkpointer look at
+
+    @property
+    def commit_index(self) -> int:
+        """The last index known here to be committed."""
+        return self._raft.log.commit_index
+
+    @property
+    def applied_index(self) -> int:
+        """The last index whose transactions this node answers for."""
+        return self._replica.applied_index
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What a person must look at."""
+        checkpoint = self._checkpointer.alarm if self._checkpointer else None
+        return tuple(alarm for alarm in (self._raft.alarm, checkpoint) if alarm)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a leader is known and all that is known to be committed is applied here."""
+        if not self._running or self._raft.leader is None:
+            return False
+        return self.applied_index == self.commit_index
+
+    @property
+    def metrics(self) -> dict[str, int]:
+        """Counters and gauges by name, as plain numbers."""
+        dropped = self._raft.dropped + self._replica.dropped + self._loop.dropped
+        transport = self._transport.counters
+        checkpointer = self._checkpointer
+        return {
+            "term": self._raft.term,
+            "is_leader": int(self._raft.leadership is not None),
+            "last_index": self._raft.log.last_index,
+            "commit_index": self.commit_index,
+            "applied_index": self.applied_index,
+            "indexed_index": self._index.applied_index,
+            "checkpointed_index": checkpointer.checkpointed_index if checkpointer else -1,
+            "transactions_applied_total": self._replica.transactions_applied,
+            "blocks_sealed_total": self._replica.blocks_sealed,
+            "transactions_queued": self._replica.queued,
+            "transactions_waiting": self._replica.waiting,
+            "peer_messages_dropped_total": dropped.total(),
+            "peer_messages_sent_total": transport.sent,
+            "peer_bytes_sent_total": transport.sent_bytes,
+            "alarms": len(self.alarms),
+        }
+
+    # Setting up
+
+    def _load_identity(self) -> None:
+        """Who this node is, and which cluster it belongs to."""
+        config = self.config
+        self._identity = load_identity(config.identity_file)
+        try:
+            text = config.genesis_file.read_text(encoding="utf-8")
+        except OSError as error:
+            detail = f"{config.genesis_file}: {error.strerror}"
+            raise ConfigError(file=None, key="genesis_file", detail=detail) from error
+        self._genesis: Genesis = load_genesis(text)
+        self._genesis_block = genesis_block(self._genesis)
+        self.cluster_id = self._genesis_block.hash
+        self._members: dict[MemberId, Member] = {m.public_key: m for m in self._genesis.members}
+        own = self._members.get(self._identity.public_key)
+        if own is None or own.name != config.name:
+            detail = f"{config.name} with this identity is not a member in {config.genesis_file}"
+            raise ConfigError(file=None, key="name", detail=detail)
+        self._bind = config.peer_bind or own.peer
+
+    async def _open_stores(self, opened: AsyncExitStack) -> None:
+        """The chain, and its index caught up to what was known to be committed."""
+        config = self.config
+        self._chain = ChainStore.open(
+            config.chain_dir, genesis=self._genesis_block, map_bytes=config.map_bytes
+        )
+        opened.callback(self._chain.close)
+        self._indexer = Indexer(on_applied=self._on_indexed, on_failure=self._fail)
+        opened.push_async_callback(self._indexer.close)
+        await self._indexer.start(config.data_dir)
+        await self._indexer.catch_up(self._chain.hard_state.commit_index)
+        self._index = IndexStore.open(
+            config.index_dir, cluster_id=self.cluster_id, readonly=True
+        )
+        opened.callback(self._index.close)
+
+    async def _join(self, opened: AsyncExitStack) -> None:
+        """The core, the replica, and the peers; from here on the node takes part."""
+        config = self.config
+        recent = RecentIndex()
+        self._lookup = Lookup(self._index, recent)
+        # It spreads timeouts and makes nonces, and is secret to nobody.
+        self._random = random.Random(secrets.randbits(256))  # noqa: S311
+        self._raft = Raft(
+            config=RaftConfig(
+                heartbeat_us=config.heartbeat_ms * MICROS_PER_MILLI,
+                election_min_us=config.election_timeout_min_ms * MICROS_PER_MILLI,
+                election_max_us=config.election_timeout_max_ms * MICROS_PER_MILLI,
+            ),
+            member=self._identity.public_key,
+            voters=frozenset(self._members),
+            cluster_id=self.cluster_id,
+            sealer=Sealer(self._identity.signing_key, self.cluster_id, self._random),
+            chain=self._chain,
+            hard_state=self._chain.hard_state,
+            applied_index=self._index.applied_index,
+            random=self._random,
+        )
+        self._replica = Replica(
+            raft=self._raft,
+            recent=recent,
+            lookup=self._lookup,
+            limits=QueueLimits(config.queue_transactions, config.queue_bytes),
+        )
+        self._loop = MemberLoop(
+            replica=self._replica,
+            chain=self._chain,
+            tick_s=config.heartbeat_ms / 1_000 / TICKS_PER_HEARTBEAT,
+            on_applied=self._indexer.request,
+            on_failure=self._fail,
+        )
+        opened.push_async_callback(self._loop.close)
+        self._transport = Transport(
+            identity=self._identity,
+            cluster_id=self.cluster_id,
+            bind=self._bind,
+            on_message=self._loop.receive,
+            on_disconnect=self._loop.unreachable,
+            on_failure=self._fail,
+        )
+        peers = {m.public_key: m.peer for m in self._members.values() if m.name != config.name}
+        self._transport.set_peers(peers)
+        await self._transport.start()
+        opened.push_async_callback(self._transport.close)
+        self._running = True
+        self._loop.start(self._transport.send)
+        opened.callback(self._leave)
+        self._start_checkpointer(opened)
+
+    def _start_checkpointer(self, opened: AsyncExitStack) -> None:
+        dsn = self.config.postgres_dsn
+        self._checkpointer: Checkpointer | None = None
+        if dsn is not None:
+            self._checkpointer = Checkpointer(
+                dsn,
+                AppliedBlocks(self._loop, self._chain),
+                cluster_id=self.cluster_id,
+                random=self._random,
+            )
+            task = asyncio.get_running_loop().create_task(self._checkpointer.run())
+            task.add_done_callback(self._on_checkpointer_end)
+            opened.push_async_callback(_cancelled, task)
+
+    def _leave(self) -> None:
+        """Takes no further part: the loop stops, and whoever waits hears "unknown"."""
+        self._running = False
+        self._loop.stop()
+        for submission in list(self._submissions):
+            self._expire(submission)
+
+    def _on_indexed(self, index: int) -> None:
+        """The index process may report before this node has joined, and after it has left."""
+        if self._running:
+            self._loop.flushed(index)
+
+    def _on_checkpointer_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    # Small parts
+
+    def _fail(self, error: BaseException) -> None:
+        """Takes no further part. The owner hears of it from `wait_ended`."""
+        if self.failed is None:
+            self.failed = error
+        self._running = False
+        self._ended.set()
+        for submission in list(self._submissions):
+            asyncio.get_running_loop().call_soon(self._expire, submission)
+
+    def _check_running(self) -> None:
+        if self.failed is not None:
+            raise NodeFailedError(str(self.failed)) from self.failed
+        if not self._running:
+            raise NodeFailedError("the node is not running")
+
+    def _expire(self, submission: Submission) -> None:
+        self._submissions.discard(submission)
+        self._replica.expire(submission)
+
+    async def _blocks_at(self, indexes: set[int]) -> dict[int, Block]:
+        """Recent blocks come from memory; older ones are read and verified in a thread."""
+        blocks = {index: self._raft.log.recent_block(index) for index in indexes}
+        old = sorted(index for index, block in blocks.items() if block is None)
+        if old:
+            read = await asyncio.to_thread(lambda: [self._chain.block(index) for index in old])
+            blocks.update(zip(old, read, strict=True))
+        return {index: block for index, block in blocks.items() if block is not None}
+
+    def _member_status(self, member: Member) -> MemberStatus:
+        raft = self._raft
+        match_index = None
+        if raft.leadership is not None:
+            progress = raft.leadership.followers.get(member.public_key)
+            match_index = progress.match_index if progress else raft.log.saved_index
+        role = "leader" if member.public_key == raft.leader else "follower"
+        return MemberStatus(member, role, match_index)
+
+
+class AppliedBlocks:
+    """What the checkpointer copies: the blocks that this node has applied, read beside the loop."""
+
+    def __init__(self, loop: MemberLoop, chain: ChainStore) -> None:
+        """Reads `chain`, as far as `loop` has come."""
+        self._loop = loop
+        self._chain = chain
+
+    @property
+    def commit_index(self) -> int:
+        """The last applied index."""
+        return self._loop.applied_index
+
+    async def wait_committed(self, beyond: int) -> int:
+        """Waits until more than `beyond` is applied; how far that is."""
+        return await self._loop.wait_applied(beyond)
+
+    async def committed_blocks(self, first: int, max_bytes: int) -> list[Block]:
+        """Applied blocks from `first`, about `max_bytes` but at least one.
+
+        Raises:
+            BlockNotFoundError: nothing is applied there.
+        """
+        count = self.commit_index - first + 1
+        if count <= 0:
+            raise BlockNotFoundError(first, self.commit_index)
+        return await asyncio.to_thread(
+            self._chain.blocks, first, max_blocks=count, max_bytes=max_bytes
+        )
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    """Ends a task; its failure, if any, was taken by its done callback."""
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _resolver(future: asyncio.Future[Value]) -> Callable[[Value], None]:
+    """A callback that resolves the future, unless its waiter has given up."""
+
+    def resolve(value: Value) -> None:
+        if not future.done():
+            future.set_result(value)
+
+    return resolve

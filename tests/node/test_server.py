@@ -1,0 +1,264 @@
+"""The embedded node with real parts: sockets, LMDB, the index process; one and three members."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from consensus.block import InvalidTransactionError, encode_transaction
+from consensus.membership import Genesis, Member, dump_genesis
+from node.config import ConfigError, NodeConfig
+from node.folder_lock import DataFolderInUseError
+from node.identity import create_identity
+from node.outcomes import (
+    NodeFailedError,
+    NoLeaderError,
+    Receipt,
+    RefusalReason,
+    RefusedError,
+    TransactionState,
+    Wait,
+)
+from node.server import Node
+from storage.errors import BlockNotFoundError, StorageFailedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from node.identity import Identity
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def cluster_folders(base: Path, size: int) -> list[NodeConfig]:
+    """The set-up data folders of a new cluster."""
+    identities: dict[str, Identity] = {}
+    for number in range(1, size + 1):
+        folder = base / f"node{number}"
+        folder.mkdir()
+        identities[folder.name] = create_identity(folder / "identity.key")
+    members = tuple(
+        Member(
+            name=name,
+            public_key=identity.public_key,
+            peer=f"127.0.0.1:{port}",
+            http=f"127.0.0.1:{port}",
+        )
+        for (name, identity), port in zip(identities.items(), free_ports(size), strict=True)
+    )
+    text = dump_genesis(Genesis(name="test", created_us=1_700_000_000_000_000, members=members))
+    for name in identities:
+        (base / name / "genesis.json").write_text(text, encoding="utf-8")
+    return [NodeConfig(data_dir=base / name, name=name, http_port=0) for name in identities]
+
+
+async def start_all(stack: AsyncExitStack, configs: list[NodeConfig]) -> list[Node]:
+    """Starts every node; they stop with the stack."""
+    nodes = [Node(config) for config in configs]
+    for node in nodes:
+        await stack.enter_async_context(node)
+    return nodes
+
+
+@pytest.mark.asyncio
+async def test_direct_call_records_and_answers_the_history(tmp_path: Path) -> None:
+    """The seed's direct `record_transaction` call, in one process, on a cluster of one."""
+    async with Node(cluster_folders(tmp_path, 1)[0]) as node:
+        receipt = await node.record_transaction(user_id="ada", kind="note", payload={"n": 1})
+        rows = await node.history("ada", after=None, limit=10, newest_first=True)
+        block = await node.block(receipt.index)
+        assert [(receipt.index, receipt.position)] == [row.place for row in rows]
+        assert receipt.block_hash == block.hash
+        assert rows[0].transaction == block.transactions[receipt.position]
+        assert TransactionState.COMMITTED is node.receipt_status(receipt.id).state
+
+
+@pytest.mark.asyncio
+async def test_every_member_takes_transactions_and_answers_for_all(tmp_path: Path) -> None:
+    """Any of three nodes takes a transaction; after a barrier each knows all of them."""
+    async with AsyncExitStack() as stack:
+        nodes = await start_all(stack, cluster_folders(tmp_path, 3))
+        receipts = await asyncio.gather(
+            *(
+                node.record_transaction(user_id="ada", kind="note", payload={"n": n})
+                for n, node in enumerate(nodes * 5)
+            )
+        )
+        for node in nodes:
+            assert await node.read_barrier(timeout_s=5) >= max(one.index for one in receipts)
+            rows = await node.history("ada", after=None, limit=100, newest_first=False)
+            assert sorted((one.index, one.position) for one in receipts) == [r.place for r in rows]
+        status = nodes[0].status()
+        assert {"leader": 1, "follower": 2} == {
+            role: [one.role for one in status.members].count(role)
+            for role in ("leader", "follower")
+        }
+
+
+@pytest.mark.asyncio
+async def test_restart_resumes_the_chain_and_remembers_ids(tmp_path: Path) -> None:
+    """After a stop and a start a retry gets the first receipt, and the history is whole."""
+    config = cluster_folders(tmp_path, 1)[0]
+    one = uuid.uuid4()
+    async with Node(config) as node:
+        first = await node.record_transaction(
+            user_id="ada", kind="note", payload=1, transaction_id=one
+        )
+    async with Node(config) as node:
+        again = await node.record_transaction(
+            user_id="ada", kind="note", payload=1, transaction_id=one
+        )
+        assert first == again
+        with pytest.raises(RefusedError, match="conflict"):
+            await node.record_transaction(
+                user_id="ada", kind="note", payload=2, transaction_id=one
+            )
+        rows = await node.history("ada", after=None, limit=10, newest_first=True)
+        assert [(first.index, first.position)] == [row.place for row in rows]
+
+
+@pytest.mark.asyncio
+async def test_a_lone_member_of_three_answers_unknown(tmp_path: Path) -> None:
+    """Without a majority nothing is acknowledged, no read is linearizable, and it says so."""
+    async with Node(cluster_folders(tmp_path, 3)[0]) as node:
+        with pytest.raises(RefusedError) as refused:
+            await node.record_transaction(user_id="ada", kind="n", payload=1, timeout_s=0.2)
+        assert RefusalReason.UNKNOWN is refused.value.refusal.reason
+        with pytest.raises(NoLeaderError):
+            await node.read_barrier(timeout_s=0.2)
+        assert not node.ready
+
+
+@pytest.mark.asyncio
+async def test_stop_answers_whoever_waits(tmp_path: Path) -> None:
+    """A node that stops answers "unknown" to its waiting clients instead of hanging."""
+    node = Node(cluster_folders(tmp_path, 3)[0])
+    await node.start()
+    call = asyncio.create_task(node.record_transaction(user_id="ada", kind="n", payload=1))
+    await asyncio.sleep(0)
+    await node.stop()
+    with pytest.raises(RefusedError, match="unknown"):
+        await call
+    with pytest.raises(NodeFailedError):
+        await node.record_transaction(user_id="ada", kind="n", payload=1)
+
+
+@pytest.mark.asyncio
+async def test_failed_save_stops_the_node_and_acknowledges_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails is never tried again: the caller hears "unknown", the owner the cause."""
+    node = Node(cluster_folders(tmp_path, 1)[0])
+    await node.start()
+    await node.record_transaction(user_id="ada", kind="n", payload=1)
+
+    def fail(**_: object) -> None:
+        raise StorageFailedError(tmp_path, OSError(5, "Input/output error"))
+
+    monkeypatch.setattr(node._chain, "save", fail)
+    with pytest.raises(RefusedError, match="unknown"):
+        await node.record_transaction(user_id="ada", kind="n", payload=2)
+    with pytest.raises(NodeFailedError, match="Input/output error"):
+        await node.wait_ended()
+    await node.stop()
+
+
+@pytest.mark.asyncio
+async def test_broken_invariant_stops_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception in our own code is never logged and passed over."""
+    node = Node(cluster_folders(tmp_path, 1)[0])
+    await node.start()
+
+    def broken() -> None:
+        raise AssertionError("planted")
+
+    monkeypatch.setattr(node._replica, "pump", broken)
+    with pytest.raises(NodeFailedError, match="planted"):
+        await node.wait_ended()
+    await node.stop()
+
+
+@pytest.mark.asyncio
+async def test_death_of_the_index_process_stops_the_node(tmp_path: Path) -> None:
+    """Without its index a node must not go on answering."""
+    node = Node(cluster_folders(tmp_path, 1)[0])
+    await node.start()
+    process = node._indexer._process
+    assert process is not None
+    process.kill()
+    with pytest.raises(NodeFailedError):
+        await node.wait_ended()
+    await node.stop()
+
+
+@pytest.mark.asyncio
+async def test_invalid_and_reserved_transactions_are_refused_before_anything(
+    tmp_path: Path,
+) -> None:
+    """The direct call checks what the HTTP face checks; nothing is recorded."""
+    async with Node(cluster_folders(tmp_path, 1)[0]) as node:
+        for kind, payload in (("membership", {}), ("genesis", {}), ("note", float("nan"))):
+            with pytest.raises(InvalidTransactionError):
+                await node.record_transaction(user_id="ada", kind=kind, payload=payload)
+        await node.record_transaction(user_id="ada", kind="note", payload=1)
+        assert 1 == node.metrics["transactions_applied_total"]
+
+
+@pytest.mark.asyncio
+async def test_accepted_commits_later_without_a_waiter(tmp_path: Path) -> None:
+    """`accepted` is answered before the commit, which follows."""
+    async with Node(cluster_folders(tmp_path, 1)[0]) as node:
+        await node.read_barrier(timeout_s=5)
+        raw = encode_transaction(
+            transaction_id=bytes(15) + b"\x01", user_id="ada", kind="n", payload=1
+        )
+        before = node.applied_index
+        await node.submit([raw], wait=Wait.ACCEPTED, timeout_s=5)
+        await node._loop.wait_applied(before)
+        (outcome,) = await node.submit([raw], timeout_s=5)
+        assert isinstance(outcome, Receipt)
+        assert before + 1 == outcome.index
+
+
+@pytest.mark.asyncio
+async def test_blocks_beyond_the_chain_are_not_found(tmp_path: Path) -> None:
+    """Genesis is there; what is not applied is not."""
+    async with Node(cluster_folders(tmp_path, 1)[0]) as node:
+        assert node.cluster_id == (await node.block(0)).hash
+        for index in (-1, node.applied_index + 10):
+            with pytest.raises(BlockNotFoundError):
+                await node.block(index)
+
+
+@pytest.mark.asyncio
+async def test_one_process_on_a_data_folder(tmp_path: Path) -> None:
+    """A second node on the same folder is refused, and the first goes on."""
+    config = cluster_folders(tmp_path, 1)[0]
+    async with Node(config) as node:
+        with pytest.raises(DataFolderInUseError):
+            await Node(config).start()
+        await node.record_transaction(user_id="ada", kind="n", payload=1)
+
+
+@pytest.mark.asyncio
+async def test_identity_that_is_no_member_is_refused(tmp_path: Path) -> None:
+    """A node whose key the genesis does not name says so in one line."""
+    config = cluster_folders(tmp_path, 2)[0]
+    (config.data_dir / "identity.key").unlink()
+    create_identity(config.data_dir / "identity.key")
+    with pytest.raises(ConfigError, match="is not a member"):
+        await Node(config).start()
