@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,63 +16,74 @@ from node.cli import app
 from node.cli_errors import CommandError, ExitCode
 from node.cli_nodes import JsonOption
 
+if TYPE_CHECKING:
+    from cluster.local import ClusterOptions
+
 __all__ = ["app", "main"]
+
+
+NodesOption = Annotated[
+    int | None,
+    typer.Option(help="How many nodes, 1 to 9. (default: 3, or as the folder has it)"),
+]
+DataDirOption = Annotated[
+    Path, typer.Option(help="The cluster's folder; made where there is none.")
+]
+HttpPortOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="P",
+        help=(
+            "HTTP of the nodes on P, P+1, ...; 0 takes free ports and keeps them. "
+            "(default: 8001, or as the folder has it)"
+        ),
+    ),
+]
+HttpHostOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help=(
+            "The address HTTP listens on; another than loopback needs --insecure-http. "
+            "(default: 127.0.0.1, or as the folder has it)"
+        ),
+    ),
+]
+PostgresOption = Annotated[
+    str,
+    typer.Option(
+        metavar="embedded|none|DSN",
+        help="Checkpoints: a PostgreSQL of our own, none, or a connection string.",
+    ),
+]
+HeartbeatOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="MS",
+        help="The leader's heartbeat; elections start after 6 to 12 of them. (default: 50)",
+    ),
+]
+InsecureHttpOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-http",
+        help="Allow plain HTTP, without any access control, where others can reach it.",
+    ),
+]
+NoRestartOption = Annotated[bool, typer.Option("--no-restart", help="Leave a node dead that dies.")]
 
 
 @app.command(rich_help_panel="A local cluster")
 def up(  # noqa: PLR0913 - an argument for each option
     *,
-    nodes: Annotated[
-        int | None,
-        typer.Option(help="How many nodes, 1 to 9. (default: 3, or as the folder has it)"),
-    ] = None,
-    data_dir: Annotated[
-        Path, typer.Option(help="The cluster's folder; made where there is none.")
-    ] = Path("data"),
-    http_port: Annotated[
-        int | None,
-        typer.Option(
-            metavar="P",
-            help=(
-                "HTTP of the nodes on P, P+1, ...; 0 takes free ports and keeps them. "
-                "(default: 8001, or as the folder has it)"
-            ),
-        ),
-    ] = None,
-    http_host: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help=(
-                "The address HTTP listens on; another than loopback needs --insecure-http. "
-                "(default: 127.0.0.1, or as the folder has it)"
-            ),
-        ),
-    ] = None,
-    postgres: Annotated[
-        str,
-        typer.Option(
-            metavar="embedded|none|DSN",
-            help="Checkpoints: a PostgreSQL of our own, none, or a connection string.",
-        ),
-    ] = "embedded",
-    heartbeat_ms: Annotated[
-        int | None,
-        typer.Option(
-            metavar="MS",
-            help=("The leader's heartbeat; elections start after 6 to 12 of them. (default: 50)"),
-        ),
-    ] = None,
-    insecure_http: Annotated[
-        bool,
-        typer.Option(
-            "--insecure-http",
-            help="Allow plain HTTP, without any access control, where others can reach it.",
-        ),
-    ] = False,
-    no_restart: Annotated[
-        bool, typer.Option("--no-restart", help="Leave a node dead that dies.")
-    ] = False,
+    nodes: NodesOption = None,
+    data_dir: DataDirOption = Path("data"),
+    http_port: HttpPortOption = None,
+    http_host: HttpHostOption = None,
+    postgres: PostgresOption = "embedded",
+    heartbeat_ms: HeartbeatOption = None,
+    insecure_http: InsecureHttpOption = False,
+    no_restart: NoRestartOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Start a local cluster with PostgreSQL checkpoints, and keep it running until Ctrl-C.
@@ -80,9 +91,7 @@ def up(  # noqa: PLR0913 - an argument for each option
     The same command on the same folder resumes the same chain. A node that dies is started again.
     The number of nodes and their addresses are fixed when the folder is made.
     """
-    from cluster.cli_up import Voice, run_up  # noqa: PLC0415 - not for the other commands
-    from cluster.errors import ClusterError  # noqa: PLC0415 - as above
-    from cluster.folder import Shape  # noqa: PLC0415 - as above
+    from cluster.folder import Shape  # noqa: PLC0415 - not for the other commands
     from cluster.local import ClusterOptions  # noqa: PLC0415 - as above
 
     options = ClusterOptions(
@@ -93,18 +102,24 @@ def up(  # noqa: PLR0913 - an argument for each option
         insecure_http=insecure_http,
         heartbeat_ms=heartbeat_ms,
     )
-    try:
-        code = asyncio.run(run_up(options, Voice(sys.stdout, as_json=as_json)))
-    except ClusterError as error:
-        for line in error.details:
-            typer.echo(line, err=True)
-        raise CommandError(str(error), error.code) from error
-    raise typer.Exit(code)
+    raise typer.Exit(_run(options, as_json=as_json))
 
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
     app(prog_name="bitnexus")
+
+
+def _run(options: ClusterOptions, *, as_json: bool) -> ExitCode:
+    from cluster.cli_up import Voice, run_up  # noqa: PLC0415 - not for the other commands
+    from cluster.errors import ClusterError  # noqa: PLC0415 - as above
+
+    try:
+        return asyncio.run(run_up(options, Voice(sys.stdout, as_json=as_json)))
+    except ClusterError as error:
+        for line in error.details:
+            typer.echo(line, err=True)
+        raise CommandError(str(error), error.code) from error
 
 
 def _checked_postgres(value: str) -> str:

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -23,11 +24,21 @@ from node.cli_errors import ExitCode
 from node.cli_nodes import DEFAULT_NODES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cluster.local import ClusterOptions
     from cluster.view import ClusterView
 
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXAMPLE: Final = '{"user_id": "alice", "kind": "deposit", "payload": {"amount": 100}}'
+
+
+class _PatientConsole(Console):
+    """A console that does not end the program when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller, as any other error of the stream."""
+        raise BrokenPipeError
 
 
 class Voice:
@@ -37,28 +48,38 @@ class Voice:
         """Write to `stream` and flush each time, for whoever reads along."""
         self._stream = stream
         self._as_json = as_json
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = _PatientConsole(file=stream, highlight=False, soft_wrap=True)
 
     def event(self, text: str) -> None:
         """Say one line."""
-        if self._as_json:
-            self._write_json({"event": text})
-        else:
-            self._console.print(Text(text))
-            self._stream.flush()
+        with self._whoever_reads():
+            if self._as_json:
+                self._write_json({"event": text})
+            else:
+                self._console.print(Text(text))
 
     def ready(self, cluster: LocalCluster, view: ClusterView) -> None:
         """Say where everything is and what to type next."""
-        if self._as_json:
-            self._write_json(_document(cluster, view))
-            return
-        for line in _lines(cluster, view):
-            self._console.print(line)
-        self._stream.flush()
+        with self._whoever_reads():
+            if self._as_json:
+                self._write_json(_document(cluster, view))
+                return
+            for line in _lines(cluster, view):
+                self._console.print(line)
 
     def _write_json(self, document: dict[str, object]) -> None:
         self._stream.write(json.dumps(document, ensure_ascii=False) + "\n")
-        self._stream.flush()
+
+    @contextmanager
+    def _whoever_reads(self) -> Iterator[None]:
+        """Flush at the end; from a broken pipe on, say everything to nobody."""
+        try:
+            yield
+            self._stream.flush()
+        except BrokenPipeError:
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nobody, self._stream.fileno())
+            os.close(nobody)
 
 
 async def run_up(options: ClusterOptions, voice: Voice) -> ExitCode:

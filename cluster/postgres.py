@@ -8,7 +8,7 @@ start whether any of them is still alive. PostgreSQL refuses to run as root: roo
 unprivileged account (`cluster.postgres_programs`). Relies on Linux: prctl, flock and /proc.
 
 Layout of the data folder: `cluster/` (what initdb makes), `postgres.log` (of this start, older
-ones in `postgres.log.1` and so on), `lock`, and `run`, which names a temporary folder in use.
+ones in `postgres.log.1` and so on) and `lock`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import os
 import shutil
 import signal
 import sys
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from psycopg.conninfo import make_conninfo
@@ -30,16 +29,16 @@ from cluster.postgres_programs import (
     POSTGRES_MAJOR,
     Account,
     PostgresError,
+    RunFolder,
     account_for,
     copy_programs,
     find_programs,
-    is_own_run_folder,
-    make_run_folder,
 )
 from cluster.process import last_lines, rotate_log
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
+    from pathlib import Path
 
 _PORT = 5432
 _SOCKET = f".s.PGSQL.{_PORT}"
@@ -63,11 +62,16 @@ _SETTINGS = {
     "autovacuum_max_workers": "1",
     "jit": "off",
     "unix_socket_permissions": "0700",
+    # One call for the file system, where one for each of a thousand files takes seconds.
+    "recovery_init_sync_method": "syncfs",
     "log_checkpoints": "off",
     "log_timezone": "UTC",
     "TimeZone": "UTC",
 }
-_INITDB_ARGUMENTS = ("-A", "trust", "--locale=C", "-E", "UTF8", "-U", "postgres")
+_INITDB_ARGUMENTS = (
+    *("-A", "trust", "--locale=C", "-E", "UTF8", "-U", "postgres"),
+    "--sync-method=syncfs",
+)
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}
 """All the server sees: a stray PGPORT or PGDATA of the caller's must not reach it."""
 
@@ -115,8 +119,9 @@ class EmbeddedPostgres:
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._lock_timeout_s = lock_timeout_s
+        self._changing = asyncio.Lock()
         self._process: Process | None = None
-        self._run_folder: Path | None = None
+        self._run_folder: RunFolder | None = None
         self._programs: Path | None = None
 
     @property
@@ -133,21 +138,26 @@ class EmbeddedPostgres:
         this folder lives on, PostgresStartError where the server does not come up, and
         PostgresError where the folder or the machine does not allow it.
         """
-        assert self.pid is None, "already running"
-        try:
-            self._data_dir.mkdir(parents=True, exist_ok=True)
-            lock = await self._take_lock()
-        except OSError as error:
-            raise PostgresError(f"cannot use {self._data_dir}: {error.strerror}") from error
-        try:
-            return await self._start_locked(lock)
-        except OSError as error:
-            raise PostgresError(f"cannot start PostgreSQL in {self._data_dir}: {error}") from error
-        finally:
-            # From here on the lock lives and dies with the processes that inherited it.
-            os.close(lock)
-            if self._process is None:
-                self._remove_run_folder()
+        async with self._changing:
+            assert self.pid is None, "already running"
+            try:
+                self._data_dir.mkdir(parents=True, exist_ok=True)
+                lock = await self._take_lock()
+            except OSError as error:
+                raise PostgresError(f"cannot use {self._data_dir}: {error.strerror}") from error
+            has_run_folder, is_ready = self._run_folder is not None, False
+            try:
+                dsn = await self._start_locked(lock)
+                is_ready = True
+            except OSError as error:
+                detail = f"cannot start PostgreSQL in {self._data_dir}: {error}"
+                raise PostgresError(detail) from error
+            finally:
+                # From here on the lock lives and dies with the processes that inherited it.
+                os.close(lock)
+                if not is_ready and not has_run_folder:
+                    self._remove_run_folder()
+            return dsn
 
     async def wait(self) -> int:
         """Wait until the server has ended; return its exit status, negative for a signal."""
@@ -160,10 +170,10 @@ class EmbeddedPostgres:
         A server that does not follow within `stop_timeout_s` is ended the hard way; its next
         start then recovers from its log. Harmless when nothing runs.
         """
-        if self._process is not None:
-            await _end(self._process, self._stop_timeout_s)
-            self._process = None
-        self._remove_run_folder()
+        async with self._changing:  # a start that is under way is ended once it is done
+            if self._process is not None:
+                await _end(self._process, self._stop_timeout_s)
+            self._remove_run_folder()
 
     async def _take_lock(self) -> int:
         """Lock the data folder and return the descriptor that holds the lock.
@@ -190,7 +200,7 @@ class EmbeddedPostgres:
     async def _start_locked(self, lock: int) -> str:
         """Start the server; nothing of an earlier one is alive while we hold the lock."""
         account = account_for(self._cluster, self._account)
-        self._make_run_folder(account)
+        self._find_programs(account)
         rotate_log(self._log)
         if not self._cluster.exists():
             await self._make_cluster(lock, account)
@@ -211,25 +221,22 @@ class EmbeddedPostgres:
         self._process = process
         return self._dsn()
 
-    def _make_run_folder(self, account: Account) -> None:
-        """Make the folder of temporary files, where one is needed, and remember it on disk."""
+    def _find_programs(self, account: Account) -> None:
+        """Find the programs, and make the temporary folder where one is needed."""
         if self._programs is not None:
             return  # a restart: the DSN that clients have must stay good
-        note = self._data_dir / "run"
-        _remove_stale_run_folder(note)
         programs = find_programs()
         if account.is_other or not _fits_socket(self._cluster):
-            self._run_folder = make_run_folder(is_public=account.is_other)
-            note.write_text(f"{self._run_folder}\n", encoding="utf-8")
-            (self._run_folder / "cluster").symlink_to(self._cluster)
-        if account.is_other and self._run_folder is not None:
-            programs = copy_programs(programs, self._run_folder)
+            self._run_folder = RunFolder.make(is_public=account.is_other)
+            (self._run_folder.path / "cluster").symlink_to(self._cluster)
+            if account.is_other:
+                programs = copy_programs(programs, self._run_folder.path)
         self._programs = programs
 
     def _remove_run_folder(self) -> None:
-        """Remove the folder of temporary files and forget it."""
+        """Remove the temporary folder, where there is one."""
         if self._run_folder is not None:
-            _remove_stale_run_folder(self._data_dir / "run")
+            self._run_folder.remove()
         self._run_folder = self._programs = None
 
     async def _make_cluster(self, lock: int, account: Account) -> None:
@@ -255,6 +262,7 @@ class EmbeddedPostgres:
     ) -> Process:
         """Start one of the programs in the folder `cwd`, as `account`, holding the lock."""
         assert self._programs is not None
+        held = (lock,) if self._run_folder is None else (lock, self._run_folder.descriptor)
         child = [postgres_child.__file__, str(os.getpid()), str(account.uid), str(account.gid)]
         with _open_log(self._log) as log:
             return await asyncio.create_subprocess_exec(
@@ -266,7 +274,7 @@ class EmbeddedPostgres:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(lock,),
+                pass_fds=held,
                 start_new_session=True,  # Ctrl-C is the supervisor's to handle, in its own order
             )
 
@@ -303,7 +311,7 @@ class EmbeddedPostgres:
         folder = self._cluster
         if not _fits_socket(folder):
             assert self._run_folder is not None
-            folder = self._run_folder / "cluster"
+            folder = self._run_folder.path / "cluster"
         return make_conninfo(host=str(folder), port=_PORT, user="postgres", dbname="postgres")
 
     def _log_tail(self) -> str:
@@ -329,17 +337,6 @@ def _fits_socket(cluster: Path) -> bool:
     """Say whether clients can name the socket in this folder; libpq splits a list at commas."""
     path = os.fsencode(cluster / _SOCKET)
     return len(path) <= _MAX_SOCKET_PATH_BYTES and b"," not in path
-
-
-def _remove_stale_run_folder(note: Path) -> None:
-    """Remove the temporary files of a supervisor that was killed before it could."""
-    try:
-        folder = Path(note.read_text(encoding="utf-8").strip())
-    except FileNotFoundError:
-        return
-    if is_own_run_folder(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    note.unlink()
 
 
 async def _end(process: Process, fast_timeout_s: float) -> None:

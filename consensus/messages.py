@@ -192,7 +192,7 @@ def decode_message(raw: bytes) -> AnyMessage:
     """
     try:
         message: AnyMessage = _decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidMessageError(str(error)) from error
     for field in message.__struct_fields__:
         value = getattr(message, field)

@@ -28,6 +28,25 @@ node_app = typer.Typer(
 app.add_typer(node_app, name="node", rich_help_panel="A node of your own")
 
 
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=(
+            "Record every line of a file, or of standard input if it is -: one transaction as a "
+            "JSON object with user_id, kind, payload and, so that the run can be repeated, id."
+        ),
+    ),
+]
+InFlightOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=64,
+        help="With --file: batches under way at a time; 1 keeps the order of the lines.",
+    ),
+]
 _LEDGER = "The ledger"
 _OPERATION = "Operation"
 
@@ -46,26 +65,8 @@ def submit(  # noqa: PLR0913 - an argument for each option
             "--id", metavar="UUID", help="Its id, which makes a retry safe. (default: a new one)"
         ),
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=(
-                "Record every line of a file, or of standard input if it is -: one transaction "
-                "as a JSON object with user_id, kind, payload and, so that the run can be "
-                "repeated, id."
-            ),
-        ),
-    ] = None,
-    in_flight: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=64,
-            help="With --file: batches under way at a time; 1 keeps the order of the lines.",
-        ),
-    ] = 8,
+    file: FileOption = None,
+    in_flight: InFlightOption = 8,
     node: NodeOption = None,
     timeout: TimeoutOption = 30.0,
     as_json: JsonOption = False,

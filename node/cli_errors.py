@@ -70,4 +70,13 @@ class CommandError(Exception):
 
 def print_error(message: str) -> None:
     """Write one line on stderr."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal might obey written as an escape: others may have chosen it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )

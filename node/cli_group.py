@@ -18,7 +18,7 @@ class OneLineGroup(TyperGroup):
     """A group of commands whose errors are one line on stderr."""
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:  # noqa: ANN401 - the base's signature
-        """Run the command and leave the process with its exit code."""
+        """Run the command and leave the process with its exit code; Ctrl-C says nothing, as 130."""
         extra["standalone_mode"] = False
         try:
             code = super().main(*args, **extra)
@@ -29,7 +29,7 @@ class OneLineGroup(TyperGroup):
             if message := error.format_message():  # none where the help was shown instead
                 print_error(message)
             sys.exit(error.exit_code)
-        except (typer.Abort, KeyboardInterrupt):
-            print_error("interrupted")
+        except typer.Abort:
+            print_error("aborted")
             sys.exit(ExitCode.INTERRUPTED)
         sys.exit(code if isinstance(code, int) else ExitCode.OK)

@@ -81,19 +81,16 @@ def make_genesis(cluster: str, members: Sequence[Path], output: Path) -> Genesis
     Raises:
         CommandError: a member file is wrong, or the output is there already.
     """
-    documents = [(file, _load_json(file)) for file in members]
-    # The genesis sorts by name: in that order an error's position leads back to its file.
-    documents.sort(key=lambda pair: str(pair[1].get("name")))
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     document = {
         "name": cluster,
         "created": created,
-        "members": [member for _, member in documents],
+        "members": [_load_json(file) for file in members],
     }
     try:
         genesis = load_genesis(json.dumps(document))
     except GenesisError as error:
-        raise _name_file(error, [file for file, _ in documents]) from error
+        raise _name_file(error, members) from error
     try:
         _write_new(output, dump_genesis(genesis))
     except OSError as error:

@@ -127,7 +127,7 @@ def show_receipt(
             [
                 ("id", receipt.id),
                 ("status", lookup.status),
-                ("block", _place_text(receipt)),
+                ("place", _place_text(receipt)),
                 ("hash", receipt.block_hash),
                 ("time", receipt.timestamp),
             ]
@@ -200,7 +200,8 @@ def _read_payload(text: str) -> object:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CommandError(f"--payload: is not JSON: {error}", ExitCode.REFUSED) from error
     except ProblemError as error:
-        raise CommandError(f"--payload: {error.problem.detail}", ExitCode.REFUSED) from error
+        detail = error.problem.detail.replace("$.payload", "$", 1)
+        raise CommandError(f"--payload: {detail}", ExitCode.REFUSED) from error
     return value
 
 

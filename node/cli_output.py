@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from node.cli_errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -31,7 +33,7 @@ def write_json(document: object) -> None:
 
 def say(line: str) -> None:
     """Write one line for a person on stdout."""
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{printable(line)}\n")
     sys.stdout.flush()
 
 
@@ -75,7 +77,7 @@ def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: 
         )
     for row in rows:
         # Text, not markup: what users wrote is shown as it is.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

@@ -92,7 +92,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
 async def _serve(config: NodeConfig) -> None:
     asked = _stop_asked()
     async with Node(config) as node:
-        face = ApiServer(node, config.http_host, config.http_port)
+        face = ApiServer(node, config.http_host, config.http_port, on_failure=node.fail)
         await face.start()
         try:
             _log.info("node_started", name=config.name, data_dir=str(config.data_dir))

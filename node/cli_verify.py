@@ -15,7 +15,14 @@ from consensus.membership import Genesis, GenesisError, load_genesis
 from node.audit import Finding, audit_index, audit_store
 from node.cli_errors import CommandError, ExitCode
 from node.cli_output import print_table, progress_bar, write_json
-from node.config import CHAIN_FOLDER, GENESIS_FILE, INDEX_FOLDER
+from node.config import (
+    CHAIN_FOLDER,
+    GENESIS_FILE,
+    INDEX_FOLDER,
+    NODE_FILE,
+    ConfigError,
+    load_config,
+)
 from storage.chain import ChainStore
 from storage.errors import (
     DamagedBlockError,
@@ -131,9 +138,15 @@ def verify_folder(
 
 
 def _genesis_file(data_dir: Path, given: Path | None) -> Path:
+    """The genesis to trust: the one given, else the one the node itself would use."""
     if given is not None:
         return given
-    return data_dir / GENESIS_FILE
+    if not (data_dir / NODE_FILE).exists():
+        return data_dir / GENESIS_FILE
+    try:
+        return load_config(data_dir).genesis_file
+    except ConfigError as error:
+        raise CommandError(str(error), ExitCode.CONFIG) from error
 
 
 def _load_genesis(file: Path) -> Genesis:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -78,8 +79,11 @@ class Nodes:
         self.sleep = asyncio.sleep
         self._urls = tuple(url.rstrip("/") for url in urls)
         self._current = 0
-        limits = httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S)
-        self._http = httpx.AsyncClient(limits=limits, trust_env=False)
+        self._http = httpx.AsyncClient(
+            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
+            trust_env=False,
+            verify=_tls_context(urls),
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -170,6 +174,13 @@ class Course:
         pause_s = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
         self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
         return pause_s
+
+
+def _tls_context(urls: Sequence[str]) -> ssl.SSLContext:
+    """Return what TLS is checked with. Without an https URL that is nobody: it loads in no time."""
+    if any(url.startswith("https:") for url in urls):
+        return ssl.create_default_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def failure_of(problem: Problem) -> Failure:

@@ -195,9 +195,7 @@ class Node:
     ) -> list[HistoryRow]:
         """A user's applied transactions strictly beyond `after`, at most `limit`."""
         self._check_running()
-        places = self._lookup.history(
-            user_id, after=after, limit=limit, newest_first=newest_first
-        )
+        places = self._lookup.history(user_id, after=after, limit=limit, newest_first=newest_first)
         blocks = await self._blocks_at({place.index for place in places})
         return [
             HistoryRow(
@@ -320,13 +318,11 @@ class Node:
             config.chain_dir, genesis=self._genesis_block, map_bytes=config.map_bytes
         )
         opened.callback(self._chain.close)
-        self._indexer = Indexer(on_applied=self._on_indexed, on_failure=self._fail)
+        self._indexer = Indexer(on_applied=self._on_indexed, on_failure=self.fail)
         opened.push_async_callback(self._indexer.close)
         await self._indexer.start(config.data_dir)
         await self._indexer.catch_up(self._chain.hard_state.commit_index)
-        self._index = IndexStore.open(
-            config.index_dir, cluster_id=self.cluster_id, readonly=True
-        )
+        self._index = IndexStore.open(config.index_dir, cluster_id=self.cluster_id, readonly=True)
         opened.callback(self._index.close)
 
     async def _join(self, opened: AsyncExitStack) -> None:
@@ -362,7 +358,7 @@ class Node:
             chain=self._chain,
             tick_s=config.heartbeat_ms / 1_000 / TICKS_PER_HEARTBEAT,
             on_applied=self._indexer.request,
-            on_failure=self._fail,
+            on_failure=self.fail,
         )
         opened.push_async_callback(self._loop.close)
         self._transport = Transport(
@@ -371,7 +367,7 @@ class Node:
             bind=self._bind,
             on_message=self._loop.receive,
             on_disconnect=self._loop.unreachable,
-            on_failure=self._fail,
+            on_failure=self.fail,
         )
         peers = {m.public_key: m.peer for m in self._members.values() if m.name != config.name}
         self._transport.set_peers(peers)
@@ -410,14 +406,16 @@ class Node:
 
     def _on_checkpointer_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+            self.fail(error)
 
     # Small parts
 
-    def _fail(self, error: BaseException) -> None:
-        """Takes no further part. The owner hears of it from `wait_ended`."""
+    def fail(self, error: BaseException) -> None:
+        """Stops taking part, for a fault of our own; the owner hears of it from `wait_ended`."""
         if self.failed is None:
             self.failed = error
+        if self._running:
+            self._loop.stop()
         self._running = False
         self._ended.set()
         for submission in list(self._submissions):

@@ -8,6 +8,7 @@ call, and on Falcon for matching paths and methods.
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -53,9 +54,9 @@ _STOPPING_SUBMIT: Final = make_problem(
     "unknown: this node is stopping, and what was sent may be recorded; retry with the same id",
     retry_after_s=1,
 )
-_BAD_QUERY: Final = make_problem(ProblemKind.INVALID_REQUEST, "query: must be ASCII")
 _INTERNAL: Final = make_problem(
-    ProblemKind.INTERNAL, "this node is at fault and has logged why; it may be recorded"
+    ProblemKind.INTERNAL,
+    "this node is at fault and has logged why; a transaction that was sent may be recorded",
 )
 
 _log: Final = structlog.get_logger(__name__)
@@ -69,8 +70,7 @@ class Application:
     ) -> None:
         """`on_failure` hears of every fault of our own; without it such a fault is only logged."""
         self._on_failure = on_failure
-        document = make_document(ROUTES, version=_API_VERSION)
-        self._face = Face(node, load_explorer(), document)
+        self._face = Face(node, load_explorer(), _openapi_document())
         self._falcon = _make_falcon(self._face)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,10 +81,8 @@ class Application:
         async with _Boundary(self._face, send, stopping, self._on_failure) as boundary:
             if is_submit:
                 await self._submit(scope, receive, boundary)
-            elif scope["query_string"].isascii():
-                await self._falcon(_raw_scope(scope), receive, boundary.send)
             else:
-                await boundary.reply(problem_reply(_BAD_QUERY))
+                await self._falcon(_raw_scope(scope), receive, boundary.send)
 
     async def _submit(self, scope: Scope, receive: Receive, boundary: _Boundary) -> None:
         if scope["method"] != "POST":
@@ -182,6 +180,11 @@ class _Resource:
         _fill(response, answer if isinstance(answer, Reply) else await answer)
 
     on_head = on_get
+
+
+@cache
+def _openapi_document() -> bytes:
+    return make_document(ROUTES, version=_API_VERSION)
 
 
 def _make_falcon(face: Face) -> falcon.asgi.App[Any, Any]:

@@ -1,8 +1,7 @@
 """Listens: uvicorn in the node's own loop, without its signal handlers and its `serve`.
 
-The node decides when to start and stop, so only uvicorn's parts are used: its protocol, its
-once-a-second Date header and its graceful shutdown. Relies on uvicorn with httptools; refuses what
-is not HTTP as problem details too.
+The node decides when to start and stop, so only uvicorn's parts are used: its protocol and the
+ticking that renews its Date header. What is not HTTP is refused with problem details too.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from node.api.interface import LedgerNode
     from node.api.shapes import Problem
 
-STOP_TIMEOUT_S: Final = 5
+STOP_TIMEOUT_S: Final = 5.0
 """How long a stop waits for answers that are under way; then they hear "unknown"."""
 KEEP_ALIVE_S: Final = 75
 """How long an idle connection is kept: longer than clients keep theirs, so that they close it."""
@@ -35,6 +34,7 @@ KEEP_ALIVE_S: Final = 75
 ARRIVAL_TIMEOUT_S: Final = 30
 """How long a request may take to arrive whole: one that never ends must not hold memory."""
 
+_CLOSE_TIMEOUT_S: Final = 1.0
 _TICKS_PER_SECOND: Final = 10
 _BACKLOG: Final = 2048
 _REFUSED: Final = {
@@ -104,7 +104,6 @@ class ApiServer:
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=STOP_TIMEOUT_S,
         )
         config.load()
         server = _Server(config)
@@ -112,6 +111,7 @@ class ApiServer:
         await server.startup(sockets=[listener])
         self._listener, self._server = listener, server
         self._ticking = asyncio.get_running_loop().create_task(server.main_loop())
+        self._ticking.add_done_callback(self._on_ticking_end)
 
     async def stop(self) -> None:
         """Take no new connection, finish what is under way within STOP_TIMEOUT_S, and close."""
@@ -120,12 +120,48 @@ class ApiServer:
             return
         self._listener = self._server = self._ticking = None
         ticking.cancel()
-        await asyncio.gather(ticking, return_exceptions=True)
-        await server.shutdown(sockets=[listener])
-        # What the deadline cancelled still has to say so.
-        await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
-        for connection in list(server.server_state.connections):
-            connection.transport.close()
+        for listening in server.servers:
+            listening.close()
+        listener.close()
+        await _finish_requests(server)
+        await _close_connections(server)
+
+    def _on_ticking_end(self, ticking: asyncio.Task[None]) -> None:
+        """Ticking ends by `stop` alone; anything else is a fault of our own."""
+        if ticking.cancelled():
+            return
+        fault = ticking.exception()
+        assert fault is not None
+        if self._on_failure is None:
+            raise fault
+        self._on_failure(fault)
+
+
+async def _finish_requests(server: Server) -> None:
+    """Let what is under way end; at the deadline cancel it, which makes it answer at once."""
+    for connection in list(server.server_state.connections):
+        # Closes what is idle, and what is busy after its answer.
+        connection.shutdown()
+    tasks = set(server.server_state.tasks)
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late, timeout=_CLOSE_TIMEOUT_S)
+
+
+async def _close_connections(server: Server) -> None:
+    """Close once what is written has been sent; a client that does not read is cut off."""
+    connections = [one for one in server.server_state.connections if isinstance(one, _Protocol)]
+    for connection in connections:
+        connection.transport.close()
+    if connections:
+        gone = [connection.gone for connection in connections]
+        await asyncio.wait(gone, timeout=_CLOSE_TIMEOUT_S)
+    for connection in connections:
+        connection.transport.abort()
 
 
 class _Server(Server):
@@ -154,7 +190,13 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         """Expect a first request."""
         super().connection_made(transport)
+        self.gone: asyncio.Future[None] = self.loop.create_future()
         self._begun_at = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever waits for the end of this connection."""
+        super().connection_lost(exc)
+        self.gone.set_result(None)
 
     def on_message_begin(self) -> None:
         """Note when a request began to arrive."""

@@ -1,6 +1,6 @@
 """Runs `bitnexus up` as it is, with `fake_node.py` in the nodes' place, and says it as JSON lines.
 
-Started as `run_fake_cluster.py DATA_DIR [--stop-deadline-s SECONDS]`.
+Started as `run_fake_cluster.py DATA_DIR [--stop-deadline-s SECONDS] [--for-people]`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("--stop-deadline-s", type=float, default=10.0)
+    parser.add_argument("--for-people", action="store_true")
     arguments = parser.parse_args()
     options = ClusterOptions(
         data_dir=arguments.data_dir,
@@ -30,8 +31,9 @@ def main() -> int:
         stop_deadline_s=arguments.stop_deadline_s,
         command=lambda folder: (sys.executable, "-I", "-S", str(FAKE_NODE), str(folder)),
     )
+    voice = Voice(sys.stdout, as_json=not arguments.for_people)
     try:
-        return asyncio.run(run_up(options, Voice(sys.stdout, as_json=True)))
+        return asyncio.run(run_up(options, voice))
     except ClusterError as error:
         sys.stderr.write(f"{error}\n")
         return error.code

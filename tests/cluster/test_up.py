@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +11,14 @@ import pytest
 
 from cluster.folder import FREE_PORT, Shape, open_folder
 from node.cli_errors import ExitCode
+from tests.cluster.up_stage import DEADLINE_S, running, wait_for_ends, wait_for_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-HERE = Path(__file__).parent
-FAKE_CLUSTER = HERE / "run_fake_cluster.py"
-DEADLINE_S = 20.0
+    from tests.cluster.up_stage import Up
+
+FAKE_CLUSTER = Path(__file__).with_name("run_fake_cluster.py")
 
 
 def prepare(data_dir: Path) -> None:
@@ -30,60 +26,9 @@ def prepare(data_dir: Path) -> None:
     open_folder(data_dir, Shape(http_port=FREE_PORT)).close()
 
 
-class Up:
-    """`bitnexus up` on fake nodes, as a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], data_dir: Path) -> None:
-        self.process = process
-        self._data_dir = data_dir
-
-    def next_line(self) -> dict[str, object]:
-        """The next line of JSON it says, or a failure with what it complains about."""
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_S)
-        line = self.process.stdout.readline() if ready else ""
-        if not line:
-            self.process.kill()
-            pytest.fail(f"it said nothing: {self.process.communicate()}")
-        document: dict[str, object] = json.loads(line)
-        return document
-
-    def node_pids(self) -> list[int]:
-        """The process ids of its nodes, once each of them listens."""
-        files = [self._data_dir / f"node{number}" / "pid" for number in (1, 2, 3)]
-        return [int(wait_for_file(file)) for file in files]
-
-
-def wait_for_file(file: Path) -> str:
-    """The content of a file that another process makes."""
-    poller = select.poll()
-    for _ in range(int(DEADLINE_S / 0.01)):
-        if file.exists():
-            return file.read_text()
-        poller.poll(10)
-    pytest.fail(f"{file} was not made")
-
-
-@contextmanager
-def up(data_dir: Path, *arguments: str) -> Iterator[Up]:
-    """Start it; kill it in the end if it is still there."""
-    command = [sys.executable, str(FAKE_CLUSTER), str(data_dir), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            yield Up(process, data_dir)
-        finally:
-            process.kill()
-
-
-def wait_for_ends(descriptors: list[int]) -> None:
-    """Wait until the processes behind these pidfds have ended."""
-    for descriptor in descriptors:
-        ended, _, _ = select.select([descriptor], [], [], DEADLINE_S)
-        os.close(descriptor)
-        assert ended, "a process outlived its supervisor"
+def up(data_dir: Path, *arguments: str) -> AbstractContextManager[Up]:
+    """Start the supervisor on fake nodes."""
+    return running(data_dir, FAKE_CLUSTER, data_dir, *arguments)
 
 
 def test_up_says_where_everything_is(tmp_path: Path) -> None:
@@ -116,6 +61,22 @@ def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> No
         assert running_up.process.wait(DEADLINE_S) == ExitCode.OK
         wait_for_ends(pidfds)
     prepare(tmp_path)
+
+
+@pytest.mark.parametrize("options", [(), ("--for-people",)])
+def test_nobody_listening_changes_nothing(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """A node that dies after the reader of the lines has gone is started again all the same."""
+    with up(tmp_path, *options) as running_up:
+        assert running_up.process.stdout is not None
+        assert running_up.process.stdout.readline()
+        pid_file = tmp_path / "node2" / "pid"
+        first = int(wait_for_file(pid_file))
+        running_up.process.stdout.close()
+        pid_file.unlink()
+        os.kill(first, signal.SIGKILL)
+        assert int(wait_for_file(pid_file)) != first
+        running_up.process.send_signal(signal.SIGINT)
+        assert running_up.process.wait(DEADLINE_S) == ExitCode.OK
 
 
 def test_a_signal_while_starting_stops_everything(tmp_path: Path) -> None:

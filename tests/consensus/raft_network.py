@@ -12,20 +12,17 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from hashlib import sha256
 from random import Random
 from typing import TYPE_CHECKING
 
-from nacl.signing import SigningKey
-
-from consensus.block import Sealer, decode_block, encode_transaction, tip_after
+from consensus.block import decode_block
 from consensus.invariants import Snapshot, check_cluster, check_state, check_step
 from consensus.leadership import RaftConfig
-from consensus.membership import Genesis, Member, genesis_block
 from consensus.messages import (
     Append,
     AppendReply,
+    Forward,
+    ForwardRefusal,
     HeartbeatReply,
     PreVoteReply,
     PreVoteRequest,
@@ -37,137 +34,27 @@ from consensus.messages import (
 from consensus.quorum import majority_of
 from consensus.raft import Raft
 from consensus.ready import HardState, Role
+from tests.consensus.raft_chains import (
+    NAMES,
+    DurableChain,
+    genesis_of_size,
+    log_of_terms,
+    member_id,
+    name_of,
+    sealer_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from consensus.block import Block, Tip
+    from consensus.block import Block
     from consensus.messages import MemberId, RaftMessage
     from consensus.ready import Ready, Save
 
-NAMES = "abcdefghi"
 MILLISECOND_US = 1_000
 WALL_US = 1_700_000_000_000_000
 STUCK = 20_000
 """More events than this at one instant can only be a loop."""
-
-
-@cache
-def _signing_keys() -> dict[str, SigningKey]:
-    """Keys whose public halves are in the order of the names, for traces read in that order."""
-    keys = [SigningKey(sha256(name.encode()).digest()) for name in NAMES]
-    keys.sort(key=lambda key: bytes(key.verify_key))
-    return dict(zip(NAMES, keys, strict=True))
-
-
-@cache
-def member_id(name: str) -> MemberId:
-    """The public key of the member that the tests call `name`."""
-    return bytes(_signing_keys()[name].verify_key)
-
-
-@cache
-def name_of(member: MemberId) -> str:
-    """The name of a member by its public key."""
-    return next(name for name in NAMES if member_id(name) == member)
-
-
-@cache
-def genesis_of_size(size: int) -> Block:
-    """Block 0 of a cluster of the first `size` names."""
-    members = tuple(
-        Member(name, member_id(name), f"127.0.0.1:{7001 + i}", f"127.0.0.1:{8001 + i}")
-        for i, name in enumerate(NAMES[:size])
-    )
-    return genesis_block(Genesis(name="test", created_us=0, members=members))
-
-
-@cache
-def log_of_terms(size: int, terms: tuple[int, ...]) -> tuple[Block, ...]:
-    """A chain whose blocks 1, 2, … have these terms; equal beginnings give equal blocks."""
-    if not terms:
-        return (genesis_of_size(size),)
-    before = log_of_terms(size, terms[:-1])
-    sealer = sealer_of(NAMES[terms[-1] % size], size, seed=repr(terms))
-    return (*before, sealer.seal(_tips_of(before)[-1], term=terms[-1], transactions=(), wall_us=0))
-
-
-def sealer_of(name: str, size: int, *, seed: str) -> Sealer:
-    """The sealer of a member, with nonces that repeat from run to run."""
-    return Sealer(_signing_keys()[name], genesis_of_size(size).hash, Random(seed))
-
-
-def transaction(number: int, *, size_bytes: int = 0) -> bytes:
-    """A transaction with an id of its own."""
-    return encode_transaction(
-        transaction_id=number.to_bytes(16),
-        user_id="user",
-        kind="deposit",
-        payload={"memo": "x" * size_bytes},
-    )
-
-
-def _tips_of(blocks: Iterable[Block]) -> list[Tip]:
-    tips: list[Tip] = []
-    for block in blocks:
-        tips.append(tip_after(tips[-1] if tips else None, block))
-    return tips
-
-
-class DurableChain:
-    """What is on one member's disk: the smallest thing that is a `ChainView`."""
-
-    def __init__(self, blocks: Sequence[Block], hard_state: HardState) -> None:
-        self._blocks = list(blocks)
-        self._tips = _tips_of(blocks)
-        self.hard_state = hard_state
-
-    @property
-    def last_index(self) -> int:
-        """The highest index that is saved."""
-        return len(self._blocks) - 1
-
-    def term_starts(self) -> list[tuple[int, int]]:
-        """(first index, term) of each run of equal terms, ascending."""
-        starts: list[tuple[int, int]] = []
-        for block in self._blocks:
-            if not starts or starts[-1][1] != block.term:
-                starts.append((block.index, block.term))
-        return starts
-
-    def tip(self, index: int) -> Tip:
-        """The tip after the saved block at `index`."""
-        assert 0 <= index <= self.last_index
-        return self._tips[index]
-
-    def blocks(self, first: int, *, max_blocks: int, max_bytes: int) -> list[Block]:
-        """Saved blocks from `first`; at least one where it exists."""
-        assert max_blocks > 0
-        found: list[Block] = []
-        for block in self._blocks[first : first + max_blocks]:
-            max_bytes -= block.size_bytes
-            if found and max_bytes < 0:
-                break
-            found.append(block)
-        return found
-
-    def holds(self, index: int, digest: bytes) -> bool:
-        """Whether the block at `index` is saved and has this hash."""
-        return index <= self.last_index and self._tips[index].hash == digest
-
-    def save(self, save: Save) -> None:
-        """Does what `save` asks, all of it at once, and refuses what no store would take."""
-        if save.truncate_from is not None:
-            assert 0 < save.truncate_from <= self.last_index
-            del self._blocks[save.truncate_from :]
-            del self._tips[save.truncate_from :]
-        for block in save.blocks:
-            assert block.index == self.last_index + 1
-            self._tips.append(tip_after(self._tips[-1], block))
-            self._blocks.append(block)
-        assert save.hard_state.term >= self.hard_state.term
-        assert save.hard_state.commit_index <= self.last_index
-        self.hard_state = save.hard_state
 
 
 @dataclass(slots=True)
@@ -183,14 +70,16 @@ class Envelope:
     def message(self) -> RaftMessage:
         """The message inside."""
         message = decode_message(self.raw)
-        assert not isinstance(message, str)
-        return message  # type: ignore[return-value]  # the core sends no Forward
+        assert not isinstance(message, Forward | ForwardRefusal), "the core sends no such thing"
+        return message
 
 
 class Weather:
     """How long things take. This one is calm: nothing is lost, nothing is repeated."""
 
-    def __init__(self, *, delay_us: int = MILLISECOND_US, save_us: int = 2 * MILLISECOND_US) -> None:
+    def __init__(
+        self, *, delay_us: int = MILLISECOND_US, save_us: int = 2 * MILLISECOND_US
+    ) -> None:
         self._delay_us = delay_us
         self._save_us = save_us
 
@@ -201,6 +90,10 @@ class Weather:
     def save_us(self, name: str) -> int:
         """How long the next save of a member takes."""
         return self._save_us
+
+    def is_busy(self, name: str) -> bool:
+        """Whether a member takes another input before it hands out what the last one led to."""
+        return False
 
 
 @dataclass(slots=True)
@@ -263,7 +156,9 @@ class Network:
             terms = tuple((logs or {}).get(name, ()))
             state = (states or {}).get(name) or HardState(term=terms[-1] if terms else 0)
             blocks = log_of_terms(size, terms)
-            self.committed |= {block.index: block.hash for block in blocks[: state.commit_index + 1]}
+            self.committed |= {
+                block.index: block.hash for block in blocks[: state.commit_index + 1]
+            }
             self.commit_index = max(self.commit_index, state.commit_index)
             self.hosts[name] = Host(name, DurableChain(blocks, state))
             self.start(name)
@@ -271,6 +166,10 @@ class Network:
     def __getitem__(self, name: str) -> Raft:
         """The running member called `name`."""
         return self.hosts[name].running
+
+    def role(self, name: str) -> Role:
+        """The role of a running member."""
+        return self[name].role
 
     @property
     def up(self) -> list[str]:
@@ -304,7 +203,7 @@ class Network:
             random=Random(f"{self.seed} {name} {host.starts} timeouts"),
         )
         if self.now_us or host.starts > 1:
-            self._say(f"{name} starts")
+            self.say(f"{name} starts")
         self.tick(name)
         return host.raft
 
@@ -316,7 +215,7 @@ class Network:
         """Takes away all that is not durable; a save that was under way did not happen."""
         host = self.hosts[name]
         host.raft, host.save = None, None
-        self._say(f"{name} crashes")
+        self.say(f"{name} crashes")
 
     def crash_after_save(self, name: str) -> None:
         """Crashes a member between the end of its save and the news of it."""
@@ -341,7 +240,7 @@ class Network:
         """Has the leader seal a block."""
         with self._event(name) as raft:
             block = raft.propose(transactions)
-            self._say(f"{name} seals block {block.index}/{block.term}")
+            self.say(f"{name} seals block {block.index}/{block.term}")
         return block
 
     def read(self, name: str, token: int) -> None:
@@ -352,6 +251,7 @@ class Network:
 
     def unreachable(self, name: str, peer: str) -> None:
         """Tells a member that its connection to a peer broke."""
+        self.tick(name)
         with self._event(name) as raft:
             raft.unreachable(member_id(peer))
 
@@ -361,6 +261,7 @@ class Network:
         assert host.save is not None, f"{name} saves nothing"
         save, host.save = host.save, None
         host.chain.save(save)
+        self.say(f"{name} has saved")
         with self._event(name) as raft:
             raft.saved(save)
 
@@ -371,9 +272,9 @@ class Network:
         source, target = envelope.source, envelope.target
         message = envelope.message
         if self.hosts[target].raft is None or (source, target) in self.cut:
-            self._say(f"{source} ✗ {target}  {describe(message)}")
+            self.say(f"{source} ✗ {target}  {describe(message)}")
             return
-        self._say(f"{source} → {target}  {describe(message)}")
+        self.say(f"{source} → {target}  {describe(message)}")
         self.step(target, source, message)
 
     # Convenience for scenarios
@@ -400,7 +301,7 @@ class Network:
         chosen = self._select(source, target, kind)
         for envelope in chosen:
             self.bag.remove(envelope)
-            self._say(f"{envelope.source} ✗ {envelope.target}  {describe(envelope.message)}")
+            self.say(f"{envelope.source} ✗ {envelope.target}  {describe(envelope.message)}")
         return len(chosen)
 
     def finish_saves(self, names: Iterable[str] | None = None) -> int:
@@ -423,16 +324,32 @@ class Network:
                 return
         raise AssertionError("the network never falls quiet")
 
-    def elect(self, name: str, among: str | None = None) -> None:
-        """Lets `name` win an election that only those members notice; others hear nothing."""
+    def stand(self, name: str) -> None:
+        """Makes `name` a candidate that saved its vote, as if it had won the pre-vote.
+
+        An election timeout passes for it alone.
+        """
+        raft = self[name]
         self.now_us += self.config.election_max_us
+        raft._election_due_us = self.now_us
+        self.tick(name)
+        others = [other for other in self.hosts if other != name]
+        for other in others[: majority_of(self.size) - 1]:
+            self.step(name, other, PreVoteReply(raft.term + 1, granted=True))
+        self.drop(name, kind=PreVoteRequest)
+        self.finish_save(name)
+
+    def elect(self, name: str, among: str | None = None) -> None:
+        """Lets `name` win an election that only those members notice."""
         voters = [other for other in among or self.up if other != name]
         for other in voters:
-            # Patient enough not to stand against it, but out of contact with the old leader.
-            self[other]._election_due_us = self.now_us + 1
+            # Out of contact with the old leader, but too patient to stand as well.
+            raft = self[other]
+            raft._leader_heard_us = self.now_us - self.config.election_min_us
+            raft._election_due_us = self.now_us + 2 * self.config.election_max_us
+        self.stand(name)
+        for other in voters:
             self.tick(other)
-        self[name]._election_due_us = self.now_us
-        self.tick(name)
         self.settle("".join([name, *voters]))
         assert self[name].role is Role.LEADER, f"{name} was not elected"
 
@@ -485,6 +402,8 @@ class Network:
         before = Snapshot.of(raft)
         yield raft
         self._check(name, before)
+        if self.weather.is_busy(name):
+            return
         for _ in range(STUCK):
             before = Snapshot.of(raft)
             ready = raft.ready()
@@ -499,7 +418,8 @@ class Network:
         after = Snapshot.of(raft)
         check_state(raft)
         check_step(before, after)
-        check_cluster([self[other] for other in self.up], self.leaders)
+        if after != before:
+            check_cluster([self[other] for other in self.up], self.leaders)
         for index in range(before.commit_index + 1, after.commit_index + 1):
             digest = raft.log.hash_at(index)
             assert self.committed.setdefault(index, digest) == digest, f"two blocks {index}"
@@ -524,7 +444,7 @@ class Network:
             assert host.save is None, "one save at a time"
             host.save = ready.save
             host.save_due_us = self.now_us + self.weather.save_us(host.name)
-            self._say(f"    {host.name} saves {_describe_save(ready.save)}")
+            self.say(f"    {host.name} saves {_describe_save(ready.save)}")
         for block in ready.committed:
             assert block.index == host.applied_index + 1, "blocks are applied in order"
             assert host.chain.holds(block.index, self.committed[block.index])
@@ -573,20 +493,19 @@ class Network:
 
     # The trace
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Adds a line to the trace, with the time in milliseconds."""
         self.trace.append(f"{self.now_us / MILLISECOND_US:9.3f}  {text}")
 
     def _say_changes(self, name: str, before: Snapshot, after: Snapshot) -> None:
         if (before.term, before.role) != (after.term, after.role):
-            self._say(f"    {name} is {after.role} of term {after.term}")
+            self.say(f"    {name} is {after.role} of term {after.term}")
         if after.vote not in {None, before.vote}:
-            self._say(f"    {name} votes for {name_of(after.vote)}")
+            self.say(f"    {name} votes for {name_of(after.vote)}")
         if before.commit_index != after.commit_index:
-            self._say(f"    {name} commits {after.commit_index}")
+            self.say(f"    {name} commits {after.commit_index}")
 
-    def _select(
-        self, source: str | None, target: str | None, kind: type | None
-    ) -> list[Envelope]:
+    def _select(self, source: str | None, target: str | None, kind: type | None) -> list[Envelope]:
         return [
             e
             for e in self.bag

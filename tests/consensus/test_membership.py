@@ -120,7 +120,8 @@ def test_the_order_of_members_makes_no_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:1", "node_1.example.org:65535", "[::1]:7001", "10.0.0.1:7001"]
+    "address",
+    ["localhost:1", "node_1.example.org:65535", "[::1]:7001", "10.0.0.1:7001", "a" * 250 + ":7001"],
 )
 def test_addresses_may_have_each_of_their_forms(address: str) -> None:
     """Names, IPv4 addresses and IPv6 addresses in brackets are addresses."""

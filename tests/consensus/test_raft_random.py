@@ -18,7 +18,8 @@ from random import Random
 import pytest
 
 from consensus.ready import Role
-from tests.consensus.raft_network import MILLISECOND_US, Network, Weather, transaction
+from tests.consensus.raft_chains import transaction
+from tests.consensus.raft_network import MILLISECOND_US, Network, Weather
 
 SECOND_US = 1_000 * MILLISECOND_US
 DEFAULT_SEEDS = "1:60"
@@ -36,6 +37,7 @@ class Storm(Weather):
         self.repeat = random.choice([0.0, 0.1])
         self.slow_messages = random.choice([0.0, 0.05, 0.2])
         self.slow_saves = random.choice([0.0, 0.05, 0.2])
+        self.busy = random.choice([0.0, 0.3])
 
     def delays_us(self, source: str, target: str) -> list[int]:
         """No copy, one or two, each now and then so late that a term has ended."""
@@ -52,6 +54,10 @@ class Storm(Weather):
         if self._random.random() < self.slow_saves:
             return self._random.randrange(900 * MILLISECOND_US)
         return self._random.randrange(100, 8 * MILLISECOND_US)
+
+    def is_busy(self, name: str) -> bool:
+        """Often enough, several messages are taken before anything is handed out."""
+        return not self.is_calm and self._random.random() < self.busy
 
     def _delay(self) -> int:
         if self._random.random() < self.slow_messages:
@@ -81,17 +87,19 @@ class Life:
             self.random.choice(actions)()
 
     def heal(self) -> None:
-        """Ends all faults; the cluster must commit a new block on every member, and answer reads."""
+        """Ends all faults; every member must commit a new block and answer a read."""
         network = self.network
         self.storm.is_calm = True
         network.cut.clear()
         for name in set(network.hosts) - set(network.up):
             self.start(name)
-        # What was slow while the storm raged ends soon.
+        # What was slow while the storm raged ends soon, and may still depose a leader.
+        soon_us = network.now_us + 300 * MILLISECOND_US
         for host in network.hosts.values():
-            host.save_due_us = min(host.save_due_us, network.now_us + 300 * MILLISECOND_US)
+            host.save_due_us = min(host.save_due_us, soon_us)
         for envelope in network.bag:
-            envelope.due_us = min(envelope.due_us, network.now_us + 300 * MILLISECOND_US)
+            envelope.due_us = min(envelope.due_us, soon_us)
+        network.run(300 * MILLISECOND_US)
         before = network.commit_index
         end_us = network.now_us + 5 * SECOND_US
         while network.now_us < end_us and not self.is_one(before):
@@ -148,8 +156,15 @@ class Life:
     def crash(self) -> None:
         """A member loses all that is not durable, before or after its save became durable."""
         if self.network.up:
-            name = self.random.choice(self.network.up)
+            name = self.victim(self.network.up)
             self.random.choice([self.network.crash, self.network.crash_after_save])(name)
+
+    def victim(self, names: list[str]) -> str:
+        """Some member, and rather the leader than another."""
+        leader = self.network.leader
+        if leader is not None and self.random.random() < 0.5:
+            return leader
+        return self.random.choice(names)
 
     def restart(self) -> None:
         """A member that is down starts again."""
@@ -167,11 +182,15 @@ class Life:
         """Cuts the network in two, or single links one way."""
         names = list(self.network.hosts)
         if self.random.random() < 0.5:
-            side = set(self.random.sample(names, self.random.randint(0, len(names))))
+            side = {
+                self.victim(names),
+                *self.random.sample(names, self.random.randrange(3) % len(names)),
+            }
             self.network.cut = {(s, t) for s in names for t in names if (s in side) != (t in side)}
         else:
-            for _ in range(self.random.randrange(4)):
-                self.network.cut.add((self.random.choice(names), self.random.choice(names)))
+            for _ in range(self.random.randrange(1, 4)):
+                link = (self.victim(names), self.random.choice(names))
+                self.network.cut.add(self.random.choice([link, link[::-1]]))
 
     def mend(self) -> None:
         """The network is whole again."""

@@ -221,6 +221,7 @@ def test_what_cannot_be_recorded_is_refused(payload: object) -> None:
         ({"map": {1: 2}}, "payload.map", "has a key that is not text but int"),
         ({"map": {None: 2}}, "payload.map", "has a key that is not text but NoneType"),
         ({"a b": {"": b""}}, "payload['a b']['']", "must not be of the type bytes"),
+        ({"k" * 40: b""}, f"payload.{'k' * 40}", "must not be of the type bytes"),
         ({"k" * 41: b""}, f"payload['{'k' * 40}...']", "must not be of the type bytes"),
         ({"moody": Moody(a=1)}, "payload", "would not be read back as it was given"),
         ({"a": "x" * 65_536}, "payload", "makes a transaction of 65577 bytes; at most 65536"),
@@ -322,6 +323,21 @@ def test_nesting_has_a_limit(core: object, in_maps: bool) -> None:
         encode(too_deep)
     refusal = refusal_of(around(msgspec.msgpack.encode(too_deep)))
     assert ("payload", "is nested deeper than 32") == (refusal.field, refusal.detail)
+
+
+@pytest.mark.parametrize("in_maps", [False, True])
+def test_wide_containers_count_as_much_as_narrow_ones(in_maps: bool) -> None:
+    """Containers of more than fifteen items are marked otherwise, and nest as deep."""
+    nested: object = None
+    for _ in range(MAX_PAYLOAD_DEPTH):
+        items = [None] * 15 + [nested]
+        nested = {f"k{i:02}": item for i, item in enumerate(items)} if in_maps else items
+    raw = encode(nested)
+
+    assert check_transaction(raw).kind == "deposit"
+    for too_deep in ([nested], {"k": nested}):
+        with pytest.raises(InvalidTransactionError, match=r"^payload: is nested deeper than 32"):
+            encode(too_deep)
 
 
 @pytest.mark.parametrize("in_maps", [False, True])

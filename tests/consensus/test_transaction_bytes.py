@@ -223,6 +223,7 @@ def test_what_is_encoded_is_canonical(payload: Json) -> None:
         (b"\x82\xa1a\x01\xa1a\x02", "payload"),  # ... with two values
         (b"\x81\xa1a\x82\xa1b\xc0\xa1b\xc0", "payload"),  # ... deeper
         (b"\x81\x01\xc0", "payload"),  # a number as a key
+        (b"\x81\xa1a\x81\x01\xc0", "payload.a"),  # ... deeper
         (b"\x81\xc4\x01a\xc0", "payload"),  # bytes as a key
         (b"\x81\x90\xc0", "payload"),  # a list as a key
         (b"\x81\x80\xc0", "payload"),  # a map as a key

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from nacl.signing import SigningKey
 
+import consensus.block
 from consensus.block import (
     Block,
     Sealer,
@@ -120,6 +121,25 @@ def test_transactions(vector: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [
+        ("FORMAT_VERSION", 1),
+        ("MAX_TRANSACTION_BYTES", 65_536),
+        ("MAX_BLOCK_TRANSACTIONS", 2_000),
+        ("MAX_BLOCK_BYTES", 1_048_576),
+        ("MAX_USER_ID_BYTES", 256),
+        ("MAX_KIND_BYTES", 64),
+        ("MAX_PAYLOAD_DEPTH", 32),
+        ("MAX_TIMESTAMP_US", 253_402_300_799_999_999),
+        ("RESERVED_KINDS", {"genesis", "membership"}),
+    ],
+)
+def test_limits(limit: str, value: object) -> None:
+    """The limits are rules too: a node with others would refuse what its peers accept."""
+    assert value == getattr(consensus.block, limit)
+
+
 def assert_golden(vector: dict[str, Any], block: Block) -> None:
     """Compare every part of a block with its vector, the parts before the whole."""
     assert vector["transactions_root"] == block.header.transactions_root.hex()
@@ -162,11 +182,11 @@ def test_sealing() -> None:
 
 def test_verifying() -> None:
     """The golden chain, read from its bytes alone, passes every rule."""
-    blocks = [decode_block(bytes.fromhex(vector["encoded"])) for vector in CHAIN["blocks"]]
-    members = {member.public_key for member in genesis_of(blocks[0]).members}
-    tip = tip_after(None, blocks[0])
-    for block in blocks[1:]:
-        tip = verify_block(tip, block, cluster_id=blocks[0].hash, sealers=members)
+    chain = [decode_block(bytes.fromhex(vector["encoded"])) for vector in CHAIN["blocks"]]
+    members = {member.public_key for member in genesis_of(chain[0]).members}
+    tip = tip_after(None, chain[0])
+    for block in chain[1:]:
+        tip = verify_block(tip, block, cluster_id=chain[0].hash, sealers=members)
 
     assert len(CHAIN["blocks"]) - 1 == tip.index
     assert CHAIN["blocks"][-1]["hash"] == tip.hash.hex()

@@ -94,7 +94,9 @@ async def wait_for_checkpoint(dsn: str, cluster_id: bytes, index: int) -> None:
                 await asyncio.sleep(0.02)
 
 
-def check_chains(data_dirs: Mapping[str, Path], receipts: Mapping[str, Receipt], last: int) -> bytes:
+def check_chains(
+    data_dirs: Mapping[str, Path], receipts: Mapping[str, Receipt], last: int
+) -> bytes:
     """Byte-identical chains, in which every receipt is true and no id is twice; the cluster id."""
     encoded: dict[str, list[bytes]] = {}
     cluster_id = b""

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from nacl.signing import SigningKey
 
-from consensus.block import Block, Sealer, decode_transaction, tip_after, transaction_id
+from consensus.block import (
+    MAX_BLOCK_TRANSACTIONS,
+    Block,
+    Sealer,
+    decode_transaction,
+    tip_after,
+    transaction_id,
+)
 from consensus.membership import Genesis, Member, genesis_block
 from node.outcomes import (
     Accepted,
@@ -90,7 +97,7 @@ class FakeNode:
     async def submit(
         self, transactions: Sequence[bytes], *, wait: Wait, timeout_s: float
     ) -> list[Outcome]:
-        """Seal all that is new into one block at once."""
+        """Seal all that is new at once."""
         if self.fault is not None:
             raise self.fault
         if self.gate is not None:
@@ -111,7 +118,11 @@ class FakeNode:
         return [self._outcome(raw, refused) for raw in transactions]
 
     def seal(self, transactions: Sequence[bytes]) -> None:
-        """Append a block."""
+        """Append blocks that hold the transactions."""
+        for first in range(0, len(transactions), MAX_BLOCK_TRANSACTIONS):
+            self._seal_block(transactions[first : first + MAX_BLOCK_TRANSACTIONS])
+
+    def _seal_block(self, transactions: Sequence[bytes]) -> None:
         wall_us = START_US + len(self.blocks) * 1_000_000
         block = self._sealer.seal(self._tip, term=1, transactions=transactions, wall_us=wall_us)
         self.blocks.append(block)

@@ -65,9 +65,7 @@ class Seat:
 class ReplicaNetwork:
     """A cluster of `size` replicas; the caller decides what is cut, held back and crashed."""
 
-    def __init__(
-        self, size: int = 3, *, seed: int = 1, limits: QueueLimits | None = None
-    ) -> None:
+    def __init__(self, size: int = 3, *, seed: int = 1, limits: QueueLimits | None = None) -> None:
         """Starts every member; no time has passed."""
         self.random = Random(seed)
         self.limits = limits or QueueLimits()
@@ -88,10 +86,7 @@ class ReplicaNetwork:
         self.saves_held: set[MemberId] = set()
         self.lost: list[AnyMessage] = []
         self._wire: deque[tuple[MemberId, MemberId, bytes]] = deque()
-        self.seats = {
-            bytes(key.verify_key): Seat(key, MemoryChain(self.genesis))
-            for key in keys
-        }
+        self.seats = {bytes(key.verify_key): Seat(key, MemoryChain(self.genesis)) for key in keys}
         for seat in self.seats.values():
             self.start(seat.member)
 

@@ -89,6 +89,7 @@ BAD_PAYLOADS = [
     (b'{"a":1,}', 400, "", "expected a key"),
     (b'{"a" 1}', 400, ".a", "expected a colon"),
     (b"{a:1}", 400, "", "is not JSON"),
+    (b'{"a":{"b":}}', 400, ".a.b", "expected a value"),
     (b"[1 2]", 400, "[0]", "expected a comma or the end"),
     (b"01", 400, "", "'01' is not JSON"),
     (b"+1", 400, "", "is not JSON"),
@@ -159,6 +160,8 @@ BAD_BODIES = [
     (b"\xef\xbb\xbf" + single(), 400, "$", "is not JSON"),
     (single() + b"{}", 400, "$", "goes on"),
     (single() + b"x", 400, "$", "is not JSON"),
+    (b'"a" "b"', 422, "$", "Expected object, got str"),
+    (b'"a":1', 422, "$", "Expected object, got str"),
     (b"\xff\xfe", 400, "$", "is not JSON"),
     (b"[]", 422, "$", "Expected object, got array"),
     (b"null", 422, "$", "Expected object, got null"),
@@ -230,7 +233,7 @@ def test_limits_are_inclusive() -> None:
     text = b"x" * (MAX_TRANSACTION_BYTES - head_bytes)
     assert MAX_TRANSACTION_BYTES == len(read(single(b'"' + text + b'"')).transactions[0])
     status, _, _ = refusal(single(b'"x' + text + b'"'))
-    assert status == 413
+    assert 413 == status
 
 
 def test_integers_of_64_bits_are_read_exactly() -> None:
@@ -247,7 +250,7 @@ def test_the_same_transaction_twice_in_a_batch_is_recorded_once() -> None:
     body = batch(single(**with_id), single(b"2"), single(b" 1", **with_id))
     submission = read(body)
     assert (0, 1, 0) == submission.order
-    assert len(submission.transactions) == 2
+    assert 2 == len(submission.transactions)
 
 
 def test_one_id_with_two_contents_in_a_batch_is_refused() -> None:
@@ -263,11 +266,28 @@ def test_a_fault_far_into_a_large_batch_is_named() -> None:
     """Slices do not shift the place."""
     transactions = [single()] * 1000
     transactions[777] = single(b'{"n":1e999}')
-    assert refusal(batch(*transactions))[1] == "$.transactions[777].payload.n"
+    assert "$.transactions[777].payload.n" == refusal(batch(*transactions))[1]
     transactions[777] = single(b'{"n":1,"n":1}')
-    assert refusal(batch(*transactions))[1] == "$.transactions[777].payload.n"
+    assert "$.transactions[777].payload.n" == refusal(batch(*transactions))[1]
     transactions[777] = single(kind=b"1")
-    assert refusal(batch(*transactions))[1] == "$.transactions[777].kind"
+    assert "$.transactions[777].kind" == refusal(batch(*transactions))[1]
+
+
+@pytest.mark.asyncio
+async def test_a_large_batch_does_not_hold_the_loop() -> None:
+    """While the largest batch is read, whatever else waits gets its turn after each slice."""
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(take_turns())
+    await read_submission(batch(*[single()] * MAX_BATCH_TRANSACTIONS), new_transaction_id)
+    other.cancel()
+    assert turns >= MAX_BATCH_TRANSACTIONS // 256
 
 
 def test_a_fault_beyond_the_scanner_is_still_refused() -> None:
@@ -277,7 +297,7 @@ def test_a_fault_beyond_the_scanner_is_still_refused() -> None:
     assert refusal(batch(single(many % b'{"a":1,"a":1}')))[:2] == (422, "$.transactions[0]")
     assert refusal(batch(single(many % b"NaN")))[:2] == (400, "$")
     assert refusal(batch(single(many % b'"\xff"')))[:2] == (400, "$.transactions[0]")
-    assert refusal(single(many % b"1e999"))[0] == 422
+    assert 422 == refusal(single(many % b"1e999"))[0]
     assert refusal(single(many % (b"[" * 5_000)))[:2] == (422, "$")
 
 
@@ -352,8 +372,8 @@ def test_duplicate_keys_are_found_exactly(text: str) -> None:
     """Refused for a key that is there twice when, and only when, one is."""
     body = single(text.encode())
     if not duplicates_in(text):
-        assert len(read(body).transactions) == 1
-        assert len(read(batch(body, body)).transactions) == 2
+        assert 1 == len(read(body).transactions)
+        assert 2 == len(read(batch(body, body)).transactions)
         return
     for bad in (body, batch(single(), body)):
         status, path, detail = refusal(bad)

@@ -171,7 +171,7 @@ def test_restart_of_all_remembers_every_id() -> None:
 
 
 def test_expired_submission_is_unknown_and_may_still_commit() -> None:
-    """"Unknown" promises nothing: the transaction commits later, once, and a retry is told so."""
+    """ "Unknown" promises nothing: the transaction commits later, once, and a retry is told so."""
     network = ReplicaNetwork()
     leader = network.elect()
     network.isolate(leader.raft.member)

@@ -122,9 +122,7 @@ async def test_restart_resumes_the_chain_and_remembers_ids(tmp_path: Path) -> No
         )
         assert first == again
         with pytest.raises(RefusedError, match="conflict"):
-            await node.record_transaction(
-                user_id="ada", kind="note", payload=2, transaction_id=one
-            )
+            await node.record_transaction(user_id="ada", kind="note", payload=2, transaction_id=one)
         rows = await node.history("ada", after=None, limit=10, newest_first=True)
         assert [(first.index, first.position)] == [row.place for row in rows]
 
@@ -172,6 +170,7 @@ async def test_failed_save_stops_the_node_and_acknowledges_nothing(
         await node.record_transaction(user_id="ada", kind="n", payload=2)
     with pytest.raises(NodeFailedError, match="Input/output error"):
         await node.wait_ended()
+    assert not node._loop._running, "a leader whose disk failed must fall silent"
     await node.stop()
 
 

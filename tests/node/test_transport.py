@@ -15,7 +15,6 @@ from nacl.signing import SigningKey
 from node.identity import Identity
 from node.lane import Lane
 from node.transport import MAX_PAYLOAD_BYTES, TransportError
-from node.zmq_loop import FailureGuard
 from tests.node.transport_members import (
     NOWHERE,
     Member,
@@ -128,10 +127,12 @@ async def test_a_peer_that_does_not_read_costs_bounded_memory(members: Members) 
     first, second = await members.pair()
     loop = asyncio.get_running_loop()
     body, taken = bytes(256 * 1_024), 0
-    end = loop.time() + 0.3
-    while loop.time() < end and taken < 400:
-        taken += first.send(second, body, Lane.BULK)
-    assert taken < 400
+    last_taken_s = loop.time()
+    while loop.time() < last_taken_s + 0.1:  # long enough for what was taken to move on
+        if first.send(second, body, Lane.BULK):
+            taken += 1
+            last_taken_s = loop.time()
+            assert taken < 400, "no bound"
 
 
 @pytest.mark.asyncio
@@ -175,30 +176,6 @@ async def test_a_fault_in_a_callback_is_handed_over(members: Members) -> None:
     assert first.failures.empty()
 
 
-def test_nothing_guarded_runs_after_a_failure() -> None:
-    """A node that failed once takes nothing more in, until it is stopped."""
-    failures: list[BaseException] = []
-    guard = FailureGuard(failures.append)
-    ran: list[int] = []
-    guard.run(lambda: ran.append(1))
-    guard.run(lambda: ran.append(1 // 0))
-    guard.run(lambda: ran.append(2))
-    assert [1] == ran
-    assert [ZeroDivisionError] == list(map(type, failures))
-
-
-def test_an_interrupt_is_not_taken_for_a_failure() -> None:
-    """Ctrl-C belongs to the loop."""
-    failures: list[BaseException] = []
-
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        FailureGuard(failures.append).run(interrupted)
-    assert [] == failures
-
-
 @pytest.mark.asyncio
 async def test_a_fault_in_a_disconnect_callback_is_handed_over(members: Members) -> None:
     """Events are guarded as messages are."""
@@ -238,16 +215,15 @@ async def test_a_bind_address_that_makes_no_sense_is_one_clear_error(bind: str) 
 async def test_a_peers_address_that_makes_no_sense_is_one_clear_error(members: Members) -> None:
     """Whoever sets the peers hears of it at once."""
     first, second = await members.open(), await members.open()
-    with pytest.raises(
-        TransportError, match="nonsense: cannot connect to this peer: Invalid argument"
-    ):
+    with pytest.raises(TransportError, match="nonsense: cannot connect to this peer: Invalid"):
         first.transport.set_peers({second.id: "nonsense"})
 
 
 @pytest.mark.asyncio
 async def test_a_host_name_is_looked_up_for_listening(members: Members) -> None:
     """A member's address may name a host: libzmq itself listens on numbers only."""
-    assert (await members.open(bind="localhost:0")).address.split(":")[0] in {"127.0.0.1", "[::1]"}
+    host, _, _ = (await members.open(bind="localhost:0")).address.rpartition(":")
+    assert host in {"127.0.0.1", "[::1]"}
 
 
 @pytest.mark.asyncio

@@ -15,7 +15,7 @@ import zmq
 from nacl.signing import SigningKey
 
 from node.identity import Identity
-from node.transport import Lane
+from node.lane import Lane
 from node.zmq_loop import SocketHub
 from tests.node.transport_members import (
     CLUSTER,

@@ -108,6 +108,17 @@ def edit(path: Path, name: str, key: bytes, change: Callable[[bytes], bytes | No
     environment.close()
 
 
+def rows_of(path: Path) -> dict[bytes, list[tuple[bytes, bytes]]]:
+    """Return everything that is stored, by sub-database."""
+    with lmdb.open(str(path), max_dbs=8, map_size=0, create=False) as environment:
+        rows: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        for name in environment.dbs():
+            database = environment.open_db(name, create=False)
+            with environment.begin() as transaction, transaction.cursor(database) as cursor:
+                rows[name] = list(cursor)
+    return rows
+
+
 def key_of(index: int) -> bytes:
     """Return the key of a block."""
     return index.to_bytes(8, "big")
@@ -211,6 +222,32 @@ def test_a_store_is_open_once_in_a_process(
     opened(path)
     with pytest.raises(StorageFailedError, match="already open"):
         open_store(path)
+
+
+def test_durability_is_lmdbs_default(
+    stored: list[Block], path: Path, opened: Callable[[Path], ChainStore]
+) -> None:
+    """Data and meta page are both synced: with either left out, a power cut loses saves."""
+    flags = opened(path)._environment._lmdb.flags()
+
+    assert (flags["sync"], flags["metasync"]) == (True, True)
+    assert (flags["map_async"], flags["writemap"]) == (False, False)
+
+
+def test_a_truncation_leaves_nothing_behind(tmp_path: Path, author: Author) -> None:
+    """A store that had another branch holds the same rows as one that never had it."""
+    start = author.tip
+    for name, branches in (("plain", (5,)), ("truncated", (13, 2, 8, 5))):
+        store = open_store(tmp_path / name, genesis=author.genesis)
+        for number, count in enumerate(branches):
+            author = Author(genesis=author.genesis)
+            author.back_to(start)
+            term = 1 if number == len(branches) - 1 else number + 2
+            blocks = [*author.blocks(count - 1, term=term), author.seal(term=term + 1)]
+            store.save(hard_state=None, truncate_from=1, blocks=blocks)
+        store.close()
+
+    assert rows_of(tmp_path / "plain") == rows_of(tmp_path / "truncated")
 
 
 # Damage
@@ -396,6 +433,8 @@ def test_the_map_grows_before_it_is_full(path: Path, author: Author) -> None:
     blocks = author.blocks(40, memo="m" * 20_000)
     for first in range(0, 40, 4):
         append(store, *blocks[first : first + 4])
+        # Less than full: it was grown before the save, rather than in the middle of it.
+        assert (path / "data.mdb").stat().st_size < store._environment.map_bytes * 0.91
     store.close()
     assert (path / "data.mdb").stat().st_size > 10 * SMALLEST_MAP_BYTES
 

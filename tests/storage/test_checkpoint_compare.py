@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, LiteralString
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from storage.checkpoint import CheckpointSchemaError, CheckpointStore
+from storage.checkpoint import CheckpointSchemaError, CheckpointStore, Progress
 from storage.checkpoint_compare import Comparison, Difference, DifferenceKind, compare
 
 if TYPE_CHECKING:
@@ -215,3 +215,27 @@ async def test_rows_without_any_progress_are_extra(store: CheckpointStore, chain
     difference = (await compare(store, chain, through=0)).difference
     assert Difference(EXTRA, 0, None) == difference
     assert "block 0: extra" == str(difference)
+
+
+class BusyStore(CheckpointStore):
+    """A store beside which another writer commits between any two reads."""
+
+    writer: CheckpointStore
+    chain: Chain
+
+    async def progress(self) -> Progress | None:
+        """Let the writer go on as soon as the progress is read."""
+        found = await super().progress()
+        self.chain.grow(blocks=1)
+        await self.writer.append(self.chain.blocks[-1:])
+        return found
+
+
+@pytest.mark.asyncio
+async def test_compare_sees_one_moment(store: CheckpointStore, database: str, chain: Chain) -> None:
+    """What is copied meanwhile is neither missing nor extra."""
+    chain.grow(blocks=3)
+    await store.append(chain.blocks)
+    async with await BusyStore.connect(database, cluster_id=chain.cluster_id) as busy:
+        busy.writer, busy.chain = store, chain
+        assert Comparison(3, 3, 4, 10, None) == await compare(busy, chain, through=9)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
 
+import node.indexer
 from consensus.block import transaction_id
 from node.indexer import Indexer, IndexerFailedError
 from storage.chain import ChainStore
@@ -126,13 +129,17 @@ async def test_many_requests_become_few_flushes(
     for block in author.blocks(20):
         append(chain, block)
         indexer.request(block.index)
-    await indexer.close()
+    await indexer.catch_up(20)
+    assert len(heard.applied) <= 3
 
-    assert heard.applied[-1] == 20
-    assert len(heard.applied) <= 4
-    index = read_index(tmp_path, chain)
-    assert index.applied_index == 20
-    index.close()
+    append(chain, *author.blocks(2))
+    indexer.request(21)
+    indexer.request(22)
+    assert indexer._asked is None
+    await indexer.close()
+    assert heard.applied[-1] == 22
+    with closing(read_index(tmp_path, chain)) as index:
+        assert index.applied_index == 22
 
 
 @pytest.mark.asyncio
@@ -189,12 +196,10 @@ async def test_an_index_goes_on_where_it_ended(
 
 
 @pytest.mark.parametrize("fault", ["cluster", "beyond", "branch", "garbage", "file"])
-@pytest.mark.asyncio
-async def test_an_unusable_index_is_rebuilt(
+def test_an_unusable_index_is_begun_anew(
     tmp_path: Path,
     chain: ChainStore,
     author: Author,
-    heard: Heard,
     capsys: pytest.CaptureFixture[str],
     fault: str,
 ) -> None:
@@ -215,17 +220,32 @@ async def test_an_unusable_index_is_rebuilt(
             (tmp_path / "index" / "data.mdb").write_bytes(b"garbage" * 1_000)
         case _:
             (tmp_path / "index").write_text("a file")
+    with closing(node.indexer._open_index(tmp_path / "index", chain)) as index:
+        assert index.applied_index == -1
+
+    assert "the index must be rebuilt" in capsys.readouterr().err
+
+
+@pytest.mark.asyncio
+async def test_the_child_rebuilds_an_index_of_another_branch(
+    tmp_path: Path,
+    chain: ChainStore,
+    author: Author,
+    heard: Heard,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What it says is passed on, and the index is that of the chain."""
+    append(chain, *author.blocks(3))
+    build_index(tmp_path, author, Author(seed=8, genesis=author.genesis).blocks(2))
     indexer = make_indexer(heard)
     await indexer.start(tmp_path)
-    assert indexer.applied_index == -1
     await indexer.catch_up(3)
     await indexer.close()
 
-    assert [] == heard.failures
-    assert "the index must be rebuilt" in capsys.readouterr().err
-    index = read_index(tmp_path, chain)
-    assert chain.block(3).hash == index.applied_hash
-    index.close()
+    assert [-1, 3] == heard.applied
+    assert "its block 2 is not that of the chain" in capsys.readouterr().err
+    with closing(read_index(tmp_path, chain)) as index:
+        assert chain.block(3).hash == index.applied_hash
 
 
 @pytest.mark.asyncio
@@ -396,9 +416,11 @@ def test_the_next_child_waits_for_the_last_one(tmp_path: Path, chain: ChainStore
     """After a node was killed and started again, two children never write at once."""
     first = start_child(tmp_path)
     assert first.stdout is not None
-    first.stdout.readline()
-    second = start_child(tmp_path)
     assert first.stdin is not None
+    first.stdout.readline()
+    with (tmp_path / "index.lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    second = start_child(tmp_path)
     first.stdin.write("apply 0\n")
     first.stdin.flush()
     first.stdout.readline()
