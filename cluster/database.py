@@ -56,10 +56,12 @@ class KeptDatabase:
     async def stop(self) -> None:
         """End it for good; everything committed is kept."""
         self._stop_asked.set()
-        await self._server.stop()
         if self._watch is not None:
-            await self._watch
+            if self.pid is not None:
+                await self._server.stop()
+            await self._watch  # a start that is under way is not disturbed, but is the last
             self._watch = None
+        await self._server.stop()
 
     def kill_now(self) -> None:
         """End it without its usual care, and do not wait: its next start recovers from its log."""
@@ -89,3 +91,5 @@ class KeptDatabase:
                 await self._server.start()
             except PostgresError as error:
                 self._report(f"PostgreSQL does not come back: {error}")
+            if self._stop_asked.is_set():
+                return

@@ -175,9 +175,7 @@ class Log:
             saved = self.saved_index - first + 1
             if saved <= 0:
                 return []
-            return self._chain.blocks(
-                first, max_blocks=min(max_blocks, saved), max_bytes=max_bytes
-            )
+            return self._chain.blocks(first, max_blocks=min(max_blocks, saved), max_bytes=max_bytes)
         blocks: list[Block] = []
         size_bytes = 0
         for index in range(first, min(first + max_blocks, self.last_index + 1)):

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final, assert_never
 
-from consensus.block import InvalidBlockError, decode_block, verify_block
+from consensus.intake import ContradictionError, Intake
 from consensus.leadership import NO_REPLY, Leadership, RaftConfig, Reader
 from consensus.log import Log, extend
 from consensus.messages import (
@@ -35,7 +35,9 @@ from consensus.messages import (
     VoteReply,
     VoteRequest,
 )
-from consensus.quorum import has_majority
+from consensus.promises import Promises
+from consensus.quorum import Poll
+from consensus.reads import AskedReads
 from consensus.ready import ConfirmedRead, HardState, Outgoing, Ready, Role, Save
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from consensus.log import ChainView
     from consensus.messages import MemberId, RaftMessage
 
-MAX_APPLY_BYTES: Final = 4 << 20
+MAX_APPLY_BYTES: Final = 1 << 20
 """Committed blocks handed out by one `ready`, so that catching up comes in slices."""
 
 
@@ -75,7 +77,6 @@ class Raft:
         self.config = config
         self.member = member
         self.voters = frozenset(voters)
-        self._cluster_id = cluster_id
         self._sealer = sealer
         self._random = random
         self._now_us = 0
@@ -89,19 +90,16 @@ class Raft:
         commit_index = max(hard_state.commit_index, applied_index)
         self.log = Log(chain, commit_index=commit_index, applied_index=applied_index)
         assert self.log.last_term <= self.term, "a term is saved before its blocks"
+        self._intake = Intake(self.log, cluster_id, sealers=self.voters, dropped=self.dropped)
         self.leadership: Leadership | None = None
-        self._durable = hard_state
+        self._promises = Promises(hard_state)
         self._save: Save | None = None
         self._save_started_us = 0
         self._leader_heard_us = 0
         self._election_due_us = 0
-        self._granted: set[MemberId] = set()
-        self._refused: set[MemberId] = set()
-        self._asked_reads: set[int] = set()
-        # A late reply to a read of this member's life before a restart must answer none of this one.
-        self._read_base = random.getrandbits(62)
+        self._poll = Poll(self.voters)
+        self._asked_reads = AskedReads(base=random.getrandbits(62))
         self._messages: list[Outgoing] = []
-        self._promises: list[tuple[Outgoing, int]] = []
         self._reads: list[ConfirmedRead] = []
         self._started = False
 
@@ -186,8 +184,7 @@ class Raft:
         if self.leadership is not None:
             self.leadership.read(Reader(None, token))
         elif self.leader is not None:
-            self._asked_reads.add(token)
-            self._send(self.leader, ReadRequest(self.term, token=self._read_base + token))
+            self._send(self.leader, ReadRequest(self.term, self._asked_reads.ask(token)))
         else:
             self._reads.append(ConfirmedRead(token, None))
 
@@ -206,7 +203,7 @@ class Raft:
         """`save` is durable. What rested on it leaves with the next `ready`."""
         assert save is self._save, "saves end in the order they were given"
         self._save = None
-        self._durable = save.hard_state
+        self._promises.durable = save.hard_state
         self.log.mark_saved(save.blocks)
         self._advance_commit()
         self._release_promises()
@@ -244,7 +241,7 @@ class Raft:
             return True
         if isinstance(message, PreVoteReply) and message.granted:
             return True
-        self._become_follower(message.term, leader=None)
+        self._become_follower(message.term)
         return True
 
     def _answer_stale(self, source: MemberId, message: RaftMessage) -> None:
@@ -273,9 +270,8 @@ class Raft:
             self._rest_until_election()
             return
         self._become_pre_candidate()
-        last = self.log.last_tip
+        request = PreVoteRequest(self.term + 1, self.log.last_index, self.log.last_term)
         for peer in self._peers():
-            request = PreVoteRequest(self.term + 1, last_index=last.index, last_term=last.term)
             self._send(peer, request)
         self._on_pre_vote_reply(self.member, PreVoteReply(self.term + 1, granted=True))
 
@@ -288,14 +284,12 @@ class Raft:
     def _on_pre_vote_reply(self, source: MemberId, reply: PreVoteReply) -> None:
         if self.role is not Role.PRE_CANDIDATE:
             return
-        if reply.granted and reply.term == self.term + 1:
-            self._granted.add(source)
-        elif not reply.granted:
-            self._refused.add(source)
-        if has_majority(self._granted, self.voters):
+        if not reply.granted or reply.term == self.term + 1:
+            self._poll.count(source, granted=reply.granted)
+        if self._poll.is_won:
             self._become_candidate()
-        elif has_majority(self._refused, self.voters):
-            self._become_follower(self.term, leader=None)
+        elif self._poll.is_lost:
+            self._become_follower(self.term)
 
     def _on_vote_request(self, source: MemberId, request: VoteRequest) -> None:
         """Votes once a term, first come, first served, for a log as up to date as its own.
@@ -312,11 +306,11 @@ class Raft:
     def _on_vote_reply(self, source: MemberId, reply: VoteReply) -> None:
         if self.role is not Role.CANDIDATE:
             return
-        (self._granted if reply.granted else self._refused).add(source)
-        if has_majority(self._granted, self.voters):
+        self._poll.count(source, granted=reply.granted)
+        if self._poll.is_won:
             self._become_leader()
-        elif has_majority(self._refused, self.voters):
-            self._become_follower(self.term, leader=None)
+        elif self._poll.is_lost:
+            self._become_follower(self.term)
 
     def _is_up_to_date(self, request: PreVoteRequest | VoteRequest) -> bool:
         """The later last term wins, then the longer log (paper §5.4.1)."""
@@ -328,81 +322,16 @@ class Raft:
     def _on_append(self, source: MemberId, append: Append) -> None:
         if not self._follow(source):
             return
-        previous = append.previous_index
-        if previous > self.log.last_index or self.log.hash_at(previous) != append.previous_hash:
-            self._refuse_append(source, append)
+        try:
+            reply = self._intake.take(append)
+        except ContradictionError as error:
+            self._raise_alarm(str(error))
             return
-        match_index = self._take_blocks(append)
-        if self.alarm is not None:
-            return
-        self._commit(min(append.commit_index, match_index))
-        self._send(source, AppendReply(self.term, match_index=match_index), match_index)
-
-    def _refuse_append(self, source: MemberId, append: Append) -> None:
-        """Says from where the leader should go on; raises the alarm if the chains contradict."""
-        previous = append.previous_index
-        if previous <= self.log.last_index:
-            if previous <= self.log.commit_index:
-                self._raise_alarm(f"the leader's block {previous} differs from the committed one")
-                return
-            if self.log.term_at(previous) == append.previous_term:
-                self._raise_alarm(f"two blocks with index {previous} and the same term")
-                return
-        hint = self.log.last_at_or_below_term(previous, append.previous_term)
-        rejection = AppendRejection(
-            term=self.term,
-            previous_index=previous,
-            hint_index=hint,
-            hint_term=self.log.term_at(hint),
-            last_index=self.log.last_index,
-        )
-        self._send(source, rejection)
-
-    def _take_blocks(self, append: Append) -> int:
-        """Appends what is new and valid; the index through which our log equals the leader's."""
-        index = append.previous_index
-        for raw in append.blocks:
-            try:
-                if not self._take_block(decode_block(raw), index + 1, append.term):
-                    break
-            except InvalidBlockError as error:
-                self.dropped[f"invalid block: {error.rule}"] += 1
-                break
-            index += 1
-        return index
-
-    def _take_block(self, block: Block, index: int, leader_term: int) -> bool:
-        """Takes the leader's block for `index`; False where it cannot be taken.
-
-        Raises:
-            InvalidBlockError: it breaks a rule of the chain.
-        """
-        if index <= self.log.last_index and self.log.hash_at(index) == block.hash:
-            return True
-        parent = self.log.tip_at(index - 1)
-        tip = verify_block(parent, block, cluster_id=self._cluster_id, sealers=self.voters)
-        if block.term > leader_term:
-            self.dropped["block of a future term"] += 1
-            return False
-        if index <= self.log.last_index and not self._truncate_for(block):
-            return False
-        self.log.append(block, tip)
-        return True
-
-    def _truncate_for(self, block: Block) -> bool:
-        """Makes room for a block that contradicts ours; False where that must never happen.
-
-        "If an existing entry conflicts with a new one (same index but different terms), delete the
-        existing entry and all that follow it" (paper, figure 2), and only then.
-        """
-        if block.index <= self.log.commit_index:
-            self._raise_alarm(f"the leader's block {block.index} differs from the committed one")
-            return False
-        if self.log.term_at(block.index) == block.term:
-            self._raise_alarm(f"two blocks with index {block.index} and the same term")
-            return False
-        self.log.truncate_from(block.index)
-        return True
+        if isinstance(reply, AppendReply):
+            self._commit(min(append.commit_index, reply.match_index))
+            self._send(source, reply, reply.match_index)
+        else:
+            self._send(source, reply)
 
     def _on_append_reply(self, source: MemberId, reply: AppendReply) -> None:
         if self.leadership is not None:
@@ -424,9 +353,7 @@ class Raft:
             self._send(source, self._heartbeat_reply(heartbeat.round))
 
     def _heartbeat_reply(self, contact_round: int) -> HeartbeatReply:
-        return HeartbeatReply(
-            self.term, contact_round, self.log.last_index, self.log.saved_index
-        )
+        return HeartbeatReply(self.term, contact_round, self.log.last_index, self.log.saved_index)
 
     def _on_heartbeat_reply(self, source: MemberId, reply: HeartbeatReply) -> None:
         if self.leadership is not None:
@@ -447,17 +374,12 @@ class Raft:
             self.leadership.read(Reader(source, request.token))
 
     def _on_read_reply(self, reply: ReadReply) -> None:
-        """A read index confirmed for a later request holds for the earlier ones as well."""
-        answered = reply.token - self._read_base
-        if answered not in self._asked_reads:
-            return
-        confirmed = sorted(token for token in self._asked_reads if token <= answered)
-        self._asked_reads.difference_update(confirmed)
+        confirmed = self._asked_reads.answered(reply.token)
         self._reads += [ConfirmedRead(token, reply.read_index) for token in confirmed]
 
     # Roles
 
-    def _become_follower(self, term: int, leader: MemberId | None) -> None:
+    def _become_follower(self, term: int, leader: MemberId | None = None) -> None:
         assert term >= self.term, "terms never fall"
         if term > self.term:
             self.term = term
@@ -473,17 +395,18 @@ class Raft:
         self.role = Role.PRE_CANDIDATE
         self.leader = None
         self._lose_reads()
-        self._start_poll()
+        self._poll = Poll(self.voters)
+        self._rest_until_election()
 
     def _become_candidate(self) -> None:
         assert self.role is Role.PRE_CANDIDATE, "an election follows a won pre-vote"
         self.role = Role.CANDIDATE
         self.term += 1
         self.vote = self.member
-        self._start_poll()
-        last = self.log.last_tip
+        self._poll = Poll(self.voters)
+        self._rest_until_election()
+        request = VoteRequest(self.term, self.log.last_index, self.log.last_term)
         for peer in self._peers():
-            request = VoteRequest(self.term, last_index=last.index, last_term=last.term)
             self._send(peer, request)
         self._send(self.member, VoteReply(self.term, granted=True))
 
@@ -519,29 +442,21 @@ class Raft:
 
     def _check_leadership(self, leadership: Leadership) -> None:
         """Steps down without a quorum (dissertation §6.2) or with a disk that stalls."""
-        within_us = self.config.election_max_us
-        in_contact = leadership.in_contact(now_us=self._now_us, within_us=within_us)
-        if not in_contact or self._save_is_slow():
-            self._become_follower(self.term, leader=None)
+        quorum = leadership.in_contact(now_us=self._now_us, within_us=self.config.election_max_us)
+        if not quorum or self._save_is_slow():
+            self._become_follower(self.term)
 
     def _save_is_slow(self) -> bool:
-        waiting_us = self._now_us - self._save_started_us
-        return self._save is not None and waiting_us >= self.config.election_max_us
+        saving_us = self._now_us - self._save_started_us if self._save is not None else 0
+        return saving_us >= self.config.election_max_us
 
     def _raise_alarm(self, text: str) -> None:
         """The chains contradict each other: take no further part, keep what there is."""
-        self._become_follower(self.term, leader=None)
+        self._become_follower(self.term)
         self.alarm = f"CORRUPT: {text}"
-
-    # Small parts
 
     def _peers(self) -> list[MemberId]:
         return sorted(self.voters - {self.member})
-
-    def _start_poll(self) -> None:
-        self._granted.clear()
-        self._refused.clear()
-        self._rest_until_election()
 
     def _rest_until_election(self) -> None:
         """A fresh random timeout, so that split votes are rare (paper §5.2)."""
@@ -550,8 +465,7 @@ class Raft:
         self._election_due_us = self._now_us + wait_us
 
     def _lose_reads(self) -> None:
-        tokens = sorted(self._asked_reads)
-        self._asked_reads.clear()
+        tokens = self._asked_reads.lose()
         if self.leadership is not None:
             lost = self.leadership.lost_readers()
             tokens += [reader.token for reader in lost if reader.source is None]
@@ -560,36 +474,21 @@ class Raft:
 
     def _send(self, target: MemberId, message: RaftMessage, match_index: int = 0) -> None:
         """Sends now, or once the term, the vote and the blocks through `match_index` are saved."""
-        self._promises.append((Outgoing(target, message), match_index))
+        self._promises.add(Outgoing(target, message), match_index)
         self._release_promises()
 
     def _release_promises(self) -> None:
-        """Lets out what is durable by now; promises of an earlier term are void and dropped."""
-        if (self._durable.term, self._durable.vote) != (self.term, self.vote):
-            return
-        waiting, self._promises = self._promises, []
-        for outgoing, match_index in waiting:
-            if not self._is_current(outgoing.message):
-                continue
-            if match_index > self.log.saved_index:
-                self._promises.append((outgoing, match_index))
-            elif outgoing.target == self.member:
+        saved_index = self.log.saved_index
+        for outgoing in self._promises.release(self.term, self.vote, saved_index):
+            if outgoing.target == self.member:
                 self._handle(self.member, outgoing.message)
             else:
                 self._messages.append(outgoing)
 
-    def _is_current(self, message: RaftMessage) -> bool:
-        """A pre-vote speaks of a term to come; everything else of the present one."""
-        granted = isinstance(message, PreVoteReply) and message.granted
-        if granted or isinstance(message, PreVoteRequest):
-            return message.term > self.term
-        return message.term == self.term
-
     def _next_save(self) -> Save | None:
         if self._save is not None:
             return None
-        dirty = (self._durable.term, self._durable.vote) != (self.term, self.vote)
-        if not dirty and not self.log.has_unsaved:
+        if self._promises.are_covered(self.term, self.vote) and not self.log.has_unsaved:
             return None
         truncate_from, blocks = self.log.take_save()
         # The commit index rides along, never ahead of the blocks that this very save makes durable.

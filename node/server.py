@@ -330,8 +330,8 @@ class Node:
         config = self.config
         recent = RecentIndex()
         self._lookup = Lookup(self._index, recent)
-        # It spreads timeouts and makes nonces, and is secret to nobody.
-        self._random = random.Random(secrets.randbits(256))  # noqa: S311
+        seed = secrets.randbits(256)
+        self._random = random.Random(seed)  # noqa: S311 - timeouts and nonces are no secrets
         self._raft = Raft(
             config=RaftConfig(
                 heartbeat_us=config.heartbeat_ms * MICROS_PER_MILLI,

@@ -125,16 +125,23 @@ def check_coverage() -> bool:
 def main() -> None:
     """Run what the first argument asks for; the exit status says whether all of it passed."""
     mode, *arguments = sys.argv[1:] or ["all"]
+    try:
+        sys.exit(0 if check(mode, arguments) else 1)
+    except KeyboardInterrupt:  # what was interrupted has said so itself
+        sys.exit(130)
+
+
+def check(mode: str, arguments: list[str]) -> bool:
+    """Run one mode's gates; leaves with a message where there is no such mode."""
     match mode:
         case "all" if not arguments:
-            passed = check_static() and check_tests([])
+            return check_static() and check_tests([])
         case "static" if not arguments:
-            passed = check_static()
+            return check_static()
         case "tests":
-            passed = check_tests(arguments)
+            return check_tests(arguments)
         case _:
             sys.exit(f"tools/check: expected `all`, `static` or `tests ARGS...`, not `{mode}`")
-    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

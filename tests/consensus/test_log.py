@@ -302,6 +302,18 @@ def test_blocks_from_memory_and_chain() -> None:
     assert [blocks[3]] == log.blocks_from(3, max_blocks=1, max_bytes=1 << 20)
 
 
+def test_single_blocks() -> None:
+    """From memory alone, or from wherever the block is."""
+    log = log_with((1, 1))
+    append(log, (1, 1, 2))
+    blocks = log_of_terms(3, (1, 1, 2))
+    assert (None, None, blocks[3], None) == tuple(log.recent_block(index) for index in (0, 2, 3, 4))
+    assert list(blocks) == [log.block(index) for index in range(4)]
+    for index in (-1, 4):
+        with pytest.raises(AssertionError, match="no block"):
+            log.block(index)
+
+
 @pytest.mark.parametrize("limit", ["WINDOW_BLOCKS", "WINDOW_BYTES"])
 def test_window_keeps_what_is_not_applied(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Applied blocks beyond it are dropped, oldest first, and read back from the chain."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.quorum import has_majority, majority_index, majority_of
+from consensus.quorum import Poll, majority_index, majority_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 
 @pytest.mark.parametrize(
@@ -25,6 +29,14 @@ def test_nobody_is_no_cluster() -> None:
         majority_of(0)
 
 
+def poll_of(voters: Collection[bytes], *, granted: Iterable[bytes] = ()) -> Poll:
+    """A poll in which some have granted."""
+    poll = Poll(voters)
+    for voter in granted:
+        poll.count(voter, granted=True)
+    return poll
+
+
 @pytest.mark.parametrize("size", range(1, 8))
 def test_any_two_majorities_overlap(size: int) -> None:
     """Every safety argument of Raft rests on that (paper §5.2)."""
@@ -33,7 +45,7 @@ def test_any_two_majorities_overlap(size: int) -> None:
         set(some)
         for count in range(size + 1)
         for some in combinations(voters, count)
-        if has_majority(some, voters)
+        if poll_of(voters, granted=some).is_won
     ]
     assert majorities
     assert all(one & other for one, other in combinations(majorities, 2))
@@ -42,9 +54,20 @@ def test_any_two_majorities_overlap(size: int) -> None:
 def test_each_voter_counts_once_and_strangers_never() -> None:
     """Repeated names and names of others add nothing."""
     voters = {b"a", b"b", b"c"}
-    assert not has_majority([b"a", b"a", b"a"], voters)
-    assert not has_majority([b"a", b"x", b"y", b"z"], voters)
-    assert has_majority([b"a", b"x", b"b"], voters)
+    assert not poll_of(voters, granted=[b"a", b"a", b"a"]).is_won
+    assert not poll_of(voters, granted=[b"a", b"x", b"y", b"z"]).is_won
+    assert poll_of(voters, granted=[b"a", b"x", b"b"]).is_won
+
+
+def test_majority_of_refusals_loses() -> None:
+    """Refusals count as votes do; a vote that was given is not taken back by a late refusal."""
+    poll = poll_of({b"a", b"b", b"c"}, granted=[b"a"])
+    poll.count(b"a", granted=False)
+    poll.count(b"b", granted=False)
+    assert not poll.is_lost
+    poll.count(b"c", granted=False)
+    assert poll.is_lost
+    assert not poll.is_won
 
 
 @pytest.mark.parametrize(

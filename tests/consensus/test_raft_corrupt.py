@@ -17,9 +17,8 @@ from tests.consensus.raft_chains import (
     sealer_of,
     transaction,
 )
-from tests.consensus.raft_network import MILLISECOND_US, Network
-
-SECOND_US = 1_000 * MILLISECOND_US
+from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US
+from tests.consensus.raft_network import Network
 
 
 def forked(terms: tuple[int, ...], *, term: int) -> Append:

@@ -19,9 +19,8 @@ from consensus.messages import (
 )
 from consensus.ready import HardState, Role
 from tests.consensus.raft_chains import member_id, transaction
-from tests.consensus.raft_network import MILLISECOND_US, Network
-
-SECOND_US = 1_000 * MILLISECOND_US
+from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US
+from tests.consensus.raft_network import Network
 
 
 def cut_off(network: Network, name: str) -> None:

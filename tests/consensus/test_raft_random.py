@@ -19,9 +19,9 @@ import pytest
 
 from consensus.ready import Role
 from tests.consensus.raft_chains import transaction
-from tests.consensus.raft_network import MILLISECOND_US, Network, Weather
+from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US, Weather
+from tests.consensus.raft_network import Network
 
-SECOND_US = 1_000 * MILLISECOND_US
 DEFAULT_SEEDS = "1:60"
 FAULTY_EVENTS = 60
 

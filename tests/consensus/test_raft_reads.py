@@ -17,9 +17,8 @@ from consensus.messages import (
 )
 from consensus.ready import Role
 from tests.consensus.raft_chains import transaction
-from tests.consensus.raft_network import MILLISECOND_US, Network
-
-SECOND_US = 1_000 * MILLISECOND_US
+from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US
+from tests.consensus.raft_network import Network
 
 
 def led_network(size: int = 3) -> Network:

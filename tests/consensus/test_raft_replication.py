@@ -26,9 +26,8 @@ from tests.consensus.raft_chains import (
     member_id,
     transaction,
 )
-from tests.consensus.raft_network import MILLISECOND_US, Network, Weather
-
-SECOND_US = 1_000 * MILLISECOND_US
+from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US, Weather
+from tests.consensus.raft_network import Network
 
 
 class SlowDisk(Weather):
@@ -426,13 +425,13 @@ def test_block_of_a_future_term_is_not_appended() -> None:
 def test_leader_with_a_refused_block_does_not_flood() -> None:
     """A follower that keeps refusing a block is sent it a few times a heartbeat, not in a loop."""
     network = led_network(without="c")
-    network["b"]._cluster_id = bytes(32)
+    network["b"]._intake._cluster_id = bytes(32)
     network.propose("a", transaction(1))
     network.trace.clear()
     network.run(SECOND_US)
     assert network["b"].log.last_index == 1
     assert 1 < len(sent_blocks(network)) < 2 * 20
-    network["b"]._cluster_id = genesis_of_size(3).hash
+    network["b"]._intake._cluster_id = genesis_of_size(3).hash
     assert network.run(300 * MILLISECOND_US, lambda: network.commit_index == 2)
 
 

@@ -20,9 +20,8 @@ from consensus.messages import (
 )
 from consensus.ready import HardState, Role
 from tests.consensus.raft_chains import append_of, log_of_terms, member_id, transaction
-from tests.consensus.raft_network import MILLISECOND_US, Network
-
-SECOND_US = 1_000 * MILLISECOND_US
+from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US
+from tests.consensus.raft_network import Network
 
 
 def led_network(size: int = 3) -> Network:
@@ -104,10 +103,10 @@ def test_candidate_asks_once_its_vote_is_saved() -> None:
     name = "a" if network["a"].term == 1 else "b"
     assert network.role(name) is Role.CANDIDATE
     assert network.sent(name, kind=VoteRequest) == []
-    assert network[name]._granted == set()
+    assert network[name]._poll._answers == {}
     network.finish_save(name)
     assert len(network.sent(name, kind=VoteRequest)) == 2
-    assert network[name]._granted == {member_id(name)}
+    assert network[name]._poll._answers == {member_id(name): True}
 
 
 def test_leader_sends_while_it_saves() -> None:

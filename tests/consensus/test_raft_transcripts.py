@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from consensus.leadership import RaftConfig
 from tests.consensus.raft_chains import transaction
-from tests.consensus.raft_network import MILLISECOND_US, Network, Weather
+from tests.consensus.raft_mail import MILLISECOND_US, Weather
+from tests.consensus.raft_network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +91,8 @@ def failover() -> Network:
 
 def partition_heal() -> Network:
     """A leader cut off with one follower commits nothing; the others go on; then all agree."""
-    network = Network(5, seed=1)
+    config = RaftConfig(heartbeat_us=100_000, election_min_us=300_000, election_max_us=400_000)
+    network = Network(5, seed=1, config=config)
     network.elect("a")
     network.trace.clear()
     split(network, "ab", "cde")

@@ -148,6 +148,16 @@ def test_the_words_name_the_package_and_its_figures() -> None:
     assert "consensus: 97.0 % of 200 branches, 99.0 % of 200 lines" == str(coverage)
 
 
+def test_an_interrupt_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is an answer, not a fault: the status says what happened."""
+
+    def interrupt(*_: str) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "tool", interrupt)
+    assert 130 == main(monkeypatch, "static")
+
+
 @pytest.mark.parametrize("arguments", [("jump",), ("static", "x"), ("all", "x")])
 def test_another_mode_is_refused(
     monkeypatch: pytest.MonkeyPatch, tools: Tools, arguments: tuple[str, ...]
