@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -204,9 +203,7 @@ def _next_steps(urls: tuple[str, ...]) -> list[str]:
 
 
 def _own_name() -> str:
-    """How this program is called from the present folder."""
-    if shutil.which("bitnexus") is not None:
-        return "bitnexus"
+    """How this program is called from the present folder, in a shell that knows nothing of it."""
     program = Path(sys.argv[0])
     if program.name != "bitnexus":
         return f"{os.path.relpath(sys.executable)} -m cluster.cli"

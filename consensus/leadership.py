@@ -106,7 +106,7 @@ class Leadership:
         progress = self.followers[source]
         progress.last_heard_us = now_us
         if reply.match_index <= self._log.last_index:
-            progress.acknowledged(reply.match_index)
+            progress.acknowledged(reply.match_index, now_us)
 
     def on_append_rejection(self, source: MemberId, reply: AppendRejection, now_us: int) -> None:
         """A follower's log differs: probe at the last place where both could agree.

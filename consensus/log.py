@@ -126,7 +126,7 @@ class Log:
         self.last_tip = tip
         if index <= self._save_cursor:
             self._save_cursor = index - 1
-            self._truncate_from = min(index, self._truncate_from or index)
+            self._truncate_from = index  # below any earlier one: the cursor stands behind that
         self.saved_index = min(self.saved_index, index - 1)
 
     def take_save(self) -> tuple[int | None, tuple[Block, ...]]:

@@ -129,14 +129,19 @@ class ReadReply(Message, frozen=True):
 
 
 class Forward(Message, frozen=True):
-    """Transactions of a follower's clients, as canonical bytes, for the leader to seal."""
+    """Transactions of a follower's clients, as canonical bytes, for the leader to seal.
 
+    `number` is the follower's own, for the refusal; it never comes twice in one life of a member.
+    """
+
+    number: int
     transactions: tuple[bytes, ...]
 
 
 class ForwardRefusal(Message, frozen=True):
-    """The leader's queue has no room for these forwarded transactions; it did not take them."""
+    """The leader's queue had no room for these of the forward `number`; it did not take them."""
 
+    number: int
     transaction_ids: tuple[bytes, ...]
 
 
@@ -170,7 +175,8 @@ RaftMessage = (
     | ReadReply
 )
 
-_UINT64_LIMIT: Final = 1 << 64
+_NUMBER_LIMIT: Final = 1 << 63
+"""One bit below what msgpack can carry, so that a number taken from a peer can be counted up."""
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(AnyMessage)
 
@@ -196,6 +202,6 @@ def decode_message(raw: bytes) -> AnyMessage:
         raise InvalidMessageError(str(error)) from error
     for field in message.__struct_fields__:
         value = getattr(message, field)
-        if type(value) is int and not 0 <= value < _UINT64_LIMIT:
+        if type(value) is int and not 0 <= value < _NUMBER_LIMIT:
             raise InvalidMessageError(f"{type(message).__name__}.{field} is out of range")
     return message

@@ -13,6 +13,10 @@ from typing import Final, NamedTuple
 
 MAX_INFLIGHT_BLOCKS: Final = 16
 MAX_INFLIGHT_BYTES: Final = 8 << 20
+MAX_PATIENCE_US: Final = 2_000_000
+"""The longest wait for an acknowledgement before what was sent is taken for lost."""
+MAX_LOSSES: Final = 8
+"""Beyond so many losses in a row the patience is at its longest anyhow."""
 
 
 class Inflight(NamedTuple):
@@ -40,6 +44,10 @@ class Progress:
     inflight: deque[Inflight] = field(default_factory=deque)
     inflight_blocks: int = 0
     inflight_bytes: int = 0
+    round_trip_us: int = 0
+    """A decaying maximum of the times from sending to acknowledgement."""
+    losses: int = 0
+    """How often in a row what was sent was taken for lost."""
 
     @property
     def has_room(self) -> bool:
@@ -66,14 +74,16 @@ class Progress:
         self.inflight_blocks += blocks
         self.inflight_bytes += size_bytes
 
-    def acknowledged(self, match_index: int) -> bool:
+    def acknowledged(self, match_index: int, now_us: int) -> bool:
         """The follower holds everything through `match_index`; False if that was known."""
         while self.inflight and self.inflight[0].last_index <= match_index:
             done = self.inflight.popleft()
             self.inflight_blocks -= done.blocks
             self.inflight_bytes -= done.size_bytes
+            self.round_trip_us = max(now_us - done.sent_us, self.round_trip_us * 7 // 8)
         news = match_index > self.match_index
         if news:
+            self.losses = 0
             self.match_index = match_index
             self.next_index = max(self.next_index, match_index + 1)
         if self.probing and match_index >= self.next_index - 1:
@@ -111,8 +121,12 @@ class Progress:
 
         What the follower holds and has not saved is only slow: it is not sent again. What it has
         saved it did acknowledge. The oldest append that is neither tells: later ones may have left
-        after the follower spoke.
+        after the follower spoke. The patience is at least `patience_us` and twice the slowest round
+        trip of late, and doubles with each loss in a row: on a thin link what is still on its way
+        must not be sent once more.
         """
+        patience_us = max(patience_us, 2 * self.round_trip_us) << self.losses
+        patience_us = min(patience_us, MAX_PATIENCE_US)
         if self.probing:
             return self.probe_sent_us is not None and now_us - self.probe_sent_us >= patience_us
         for append in self.inflight:
@@ -122,4 +136,5 @@ class Progress:
 
     def retry(self) -> None:
         """Sends again: a lost probe as it was, else from behind what is known to match."""
+        self.losses = min(self.losses + 1, MAX_LOSSES)
         self.probe_from(self.next_index if self.probing else self.match_index + 1)

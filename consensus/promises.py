@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from consensus.messages import PreVoteReply, PreVoteRequest
+from consensus.messages import HeartbeatReply, PreVoteReply, PreVoteRequest
 
 if TYPE_CHECKING:
     from consensus.messages import MemberId, RaftMessage
@@ -25,7 +25,13 @@ class Promises:
         self._waiting: list[tuple[Outgoing, int]] = []
 
     def add(self, outgoing: Outgoing, match_index: int) -> None:
-        """Keeps a message back that acknowledges the blocks through `match_index`."""
+        """Keeps a message back that acknowledges the blocks through `match_index`.
+
+        A heartbeat's reply takes the place of an earlier one: while a save stalls they would pile
+        up, and the last one says all.
+        """
+        if isinstance(outgoing.message, HeartbeatReply):
+            self._waiting = [kept for kept in self._waiting if not _is_reply_to(outgoing, kept[0])]
         self._waiting.append((outgoing, match_index))
 
     def are_covered(self, term: int, vote: MemberId | None) -> bool:
@@ -46,6 +52,10 @@ class Promises:
             else:
                 released.append(outgoing)
         return released
+
+
+def _is_reply_to(news: Outgoing, kept: Outgoing) -> bool:
+    return kept.target == news.target and isinstance(kept.message, HeartbeatReply)
 
 
 def _is_current(message: RaftMessage, term: int) -> bool:

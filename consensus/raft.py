@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 MAX_APPLY_BYTES: Final = 1 << 20
 """Committed blocks handed out by one `ready`, so that catching up comes in slices."""
+NOT_STARTED: Final = -1
 
 
 class Raft:
@@ -78,7 +79,7 @@ class Raft:
         self.member = member
         self.voters = frozenset(voters)
         self._sealer = sealer
-        self._random = random
+        self.random = random
         self._now_us = 0
         self._wall_us = 0
         self.role = Role.FOLLOWER
@@ -96,22 +97,27 @@ class Raft:
         self._save: Save | None = None
         self._save_started_us = 0
         self._leader_heard_us = 0
-        self._election_due_us = 0
+        self._election_due_us = NOT_STARTED
         self._poll = Poll(self.voters)
         self._asked_reads = AskedReads(base=random.getrandbits(62))
         self._messages: list[Outgoing] = []
         self._reads: list[ConfirmedRead] = []
-        self._started = False
 
     # Inputs
 
-    def tick(self, now_us: int, wall_us: int) -> None:
-        """Time passes: `now_us` is monotonic, `wall_us` only stamps blocks (no safety on it)."""
+    def advance(self, now_us: int, wall_us: int) -> None:
+        """The clock moves, before a message is taken; only `tick` lets a timeout run out.
+
+        `now_us` is monotonic, `wall_us` only stamps blocks (no safety on it).
+        """
         assert now_us >= self._now_us, "monotonic time never falls"
         self._now_us = now_us
         self._wall_us = wall_us
-        if not self._started:
-            self._started = True
+
+    def tick(self, now_us: int, wall_us: int) -> None:
+        """Time passes, and what was due is done."""
+        self.advance(now_us, wall_us)
+        if self._election_due_us == NOT_STARTED:
             self._rest_until_election()
         if self.alarm is not None:
             return
@@ -196,7 +202,7 @@ class Raft:
         """
         if peer == self.leader and self.leadership is None:
             self._leader_heard_us = self._now_us - self.config.election_min_us
-            patience_us = self._random.randrange(self.config.election_min_us // 3)
+            patience_us = self.random.randrange(self.config.election_min_us // 3)
             self._election_due_us = min(self._election_due_us, self._now_us + patience_us)
 
     def saved(self, save: Save) -> None:
@@ -214,15 +220,10 @@ class Raft:
             self._messages += self.leadership.messages(self._now_us)
             self._reads += self.leadership.confirmed_reads
             self.leadership.confirmed_reads.clear()
-        ready = Ready(
-            messages=tuple(self._messages),
-            save=self._next_save(),
-            committed=self.log.take_committed(MAX_APPLY_BYTES),
-            reads=tuple(self._reads),
-        )
-        self._messages.clear()
-        self._reads.clear()
-        return ready
+        messages, self._messages = tuple(self._messages), []
+        reads, self._reads = tuple(self._reads), []
+        committed = self.log.take_committed(MAX_APPLY_BYTES)
+        return Ready(messages, self._next_save(), committed, reads)
 
     # Terms
 
@@ -461,7 +462,7 @@ class Raft:
     def _rest_until_election(self) -> None:
         """A fresh random timeout, so that split votes are rare (paper §5.2)."""
         spread = self.config.election_max_us - self.config.election_min_us
-        wait_us = self.config.election_min_us + self._random.randrange(spread)
+        wait_us = self.config.election_min_us + self.random.randrange(spread)
         self._election_due_us = self._now_us + wait_us
 
     def _lose_reads(self) -> None:

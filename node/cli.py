@@ -52,7 +52,7 @@ _OPERATION = "Operation"
 
 
 @app.command(rich_help_panel=_LEDGER)
-def submit(  # noqa: PLR0913 - an argument for each option
+def submit(
     *,
     user: Annotated[str | None, typer.Option(help="Whose transaction it is.")] = None,
     kind: Annotated[str | None, typer.Option(help="What it is, such as deposit.")] = None,
@@ -99,7 +99,7 @@ def submit(  # noqa: PLR0913 - an argument for each option
 
 
 @app.command(rich_help_panel=_LEDGER)
-def transactions(  # noqa: PLR0913 - an argument for each option
+def transactions(
     user: Annotated[str, typer.Argument(help="Whose transactions.")],
     *,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many at most.")] = 20,

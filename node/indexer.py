@@ -97,6 +97,11 @@ class Indexer:
         return -1 if self._applied is None else self._applied
 
     @property
+    def obstacle(self) -> str:
+        """Why the index cannot go on for now: the disk has no room. Empty while it can."""
+        return self._obstacle
+
+    @property
     def process_id(self) -> int | None:
         """The child's process id, None before `start`."""
         return None if self._process is None else self._process.pid

@@ -10,24 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from consensus.messages import InvalidMessageError, decode_message, encode_message
 from node.zmq_loop import FailureGuard
+from storage.errors import DamagedBlockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from consensus.block import Block
     from consensus.messages import MemberId
     from consensus.ready import Save
     from node.lane import Lane
-    from node.replica import Replica
+    from node.replica import Recorded, Replica
     from node.submissions import Submission
     from storage.contract import Chain
 
+_log = structlog.get_logger("loop")
+
 TICKS_PER_HEARTBEAT: Final = 5
+STALL_TICKS: Final = 10
+"""A loop that is so many ticks late was held up."""
 NANOS_PER_MICRO: Final = 1_000
 
 
@@ -58,7 +67,8 @@ class MemberLoop:
         self._tick_s = tick_s
         self._on_applied = on_applied
         self._on_failure = on_failure
-        self._guard = FailureGuard(on_failure)
+        self._guard = FailureGuard(self._fail)
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._applied_waiters: list[asyncio.Future[None]] = []
         self._pump_scheduled = False
@@ -74,28 +84,34 @@ class MemberLoop:
         self._loop = asyncio.get_running_loop()
         self._send = send
         self._running = True
+        self._ticked = self._loop.time()
         self._tick()
+
+    def forget_read(self, number: int) -> None:
+        """Nobody waits for that read any more."""
+        self._replica.forget_read(number)
 
     def stop(self) -> None:
         """Takes no further part. A save under way still ends."""
         self._running = False
-        self._ticker.cancel()
 
     async def close(self) -> None:
         """Waits for the save under way."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._writer.shutdown)
 
     def submit(self, submission: Submission) -> None:
         """Takes a client's transactions."""
-        with self._guard:
-            self._replica.submit(submission)
-        self._wake()
+        self._run(lambda: self._replica.submit(submission))
 
-    def read(self, on_applied: Callable[[int], None]) -> None:
-        """Takes a client's linearizable read; see `Replica.read`."""
-        with self._guard:
-            self._replica.read(on_applied)
-        self._wake()
+    def read(self, on_applied: Callable[[int], None]) -> int | None:
+        """Takes a client's linearizable read; see `Replica.read`. None where nothing runs."""
+        number = None
+        if self._running:
+            with self._guard:
+                number = self._replica.read(on_applied)
+            self._wake()
+        return number
 
     def receive(self, source: MemberId, raw: bytes) -> None:
         """Takes a peer's message; what cannot be decoded is dropped and counted."""
@@ -106,21 +122,21 @@ class MemberLoop:
             return
         if self._running:
             with self._guard:
+                self._replica.advance(*_clocks())
                 self._replica.receive(source, message)
             self._wake()
 
     def unreachable(self, peer: MemberId) -> None:
         """The connection to a peer broke."""
-        if self._running:
-            with self._guard:
-                self._replica.unreachable(peer)
-            self._wake()
+        self._run(lambda: self._replica.unreachable(peer))
+
+    def reachable(self, peer: MemberId) -> None:
+        """The connection to a peer is there."""
+        self._run(lambda: self._replica.reachable(peer))
 
     def flushed(self, index: int) -> None:
         """The index store answers for everything through `index`."""
-        with self._guard:
-            self._replica.flushed(index)
-        self._wake()
+        self._run(lambda: self._replica.flushed(index))
 
     async def wait_applied(self, beyond: int) -> int:
         """Waits until more than `beyond` is applied; how far that is."""
@@ -130,9 +146,34 @@ class MemberLoop:
             await waiter
         return self._replica.applied_index
 
+    def _run(self, work: Callable[[], None]) -> None:
+        """One input to the replica, and a pump to follow; nothing once the member has stopped."""
+        if self._running:
+            with self._guard:
+                work()
+            self._wake()
+
+    def _fail(self, error: BaseException) -> None:
+        """Falls silent at once, before anyone else hears of it."""
+        self.stop()
+        self._on_failure(error)
+
     def _tick(self) -> None:
-        self._ticker = self._loop.call_later(self._tick_s, self._tick)
-        self._pump()
+        """After a stall of this loop, messages that wait in the sockets come before timeouts.
+
+        Else a follower would take its own pause for the silence of a leader whose heartbeats lie
+        unread. One turn of the loop reads the sockets.
+        """
+        if not self._running:
+            return
+        now = self._loop.time()
+        is_late = now - self._ticked > STALL_TICKS * self._tick_s
+        self._ticked = now
+        if is_late:
+            self._loop.call_soon(self._loop.call_soon, self._tick)
+        else:
+            self._loop.call_later(self._tick_s, self._tick)
+            self._pump()
 
     def _wake(self) -> None:
         """One pump serves all that comes in within one turn of the loop."""
@@ -148,12 +189,14 @@ class MemberLoop:
     def _pump(self) -> None:
         with self._guard:
             applied_before = self._replica.applied_index
-            self._replica.tick(time.monotonic_ns() // NANOS_PER_MICRO, _wall_us())
+            self._replica.tick(*_clocks())
             effects = self._replica.pump()
             for target, lane, message in effects.envelopes:
                 self._send(target, lane, encode_message(message))
             if effects.save is not None:
                 self._start_save(effects.save)
+            if effects.recorded:
+                self._read_recorded(effects.recorded)
             if self._replica.applied_index > applied_before:
                 self._on_applied(self._replica.applied_index)
                 self._release_applied_waiters()
@@ -173,11 +216,37 @@ class MemberLoop:
         """A save that failed is never tried again: what is on the disk is not known."""
         error = done.exception()
         if error is not None:
-            self._on_failure(error)
-        elif self._running:
-            with self._guard:
-                self._replica.saved(save)
-            self._wake()
+            self._fail(error)
+        else:
+            self._run(lambda: self._replica.saved(save))
+
+    def _read_recorded(self, recorded: Sequence[Recorded]) -> None:
+        """Reads and verifies the blocks of old retries in a thread, each block once."""
+        by_index: defaultdict[int, list[Recorded]] = defaultdict(list)
+        for one in recorded:
+            by_index[one.place.index].append(one)
+        for index in sorted(by_index):
+            work = self._loop.run_in_executor(self._reader, self._read_block, index)
+            work.add_done_callback(partial(self._on_read_block, by_index[index]))
+
+    def _read_block(self, index: int) -> Block | None:
+        """A block that is damaged on this disk has no answer; it must not end the node."""
+        try:
+            return self._chain.block(index)
+        except DamagedBlockError as error:
+            _log.error("block_damaged", index=index, what=error.what)
+            return None
+
+    def _on_read_block(self, recorded: list[Recorded], done: asyncio.Future[Block | None]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            self._fail(error)
+            return
+        block = done.result()
+        for one in recorded:
+            self._replica.answer_recorded(one, block)
 
     def _release_applied_waiters(self) -> None:
         waiters, self._applied_waiters = self._applied_waiters, []
@@ -186,5 +255,6 @@ class MemberLoop:
                 waiter.set_result(None)
 
 
-def _wall_us() -> int:
-    return time.time_ns() // NANOS_PER_MICRO
+def _clocks() -> tuple[int, int]:
+    """The monotonic clock and the wall clock, in microseconds."""
+    return time.monotonic_ns() // NANOS_PER_MICRO, time.time_ns() // NANOS_PER_MICRO

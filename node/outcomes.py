@@ -30,13 +30,13 @@ class RefusalReason(StrEnum):
     """Why a transaction has no receipt."""
 
     CONFLICT = "conflict"
-    """The id is in the chain, or on its way there, with other content. Final."""
+    """The id is in the chain with other content. Final."""
     QUEUE_FULL = "queue-full"
-    """The leader's queue is at its limit; nothing was recorded by this call. Retry later."""
+    """The leader's queue, or what this member may hold, is full: not taken. Retry later."""
     UNKNOWN = "unknown"
     """No answer within the time allowed: it may be recorded. Retry with the same id."""
     UNAVAILABLE = "unavailable"
-    """This node cannot record: it is stopping, out of space, or its chain is damaged."""
+    """This node cannot answer: its chain is damaged."""
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):

@@ -18,15 +18,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from consensus.block import (
+    MAX_BLOCK_BYTES,
+    MAX_BLOCK_TRANSACTIONS,
     RESERVED_KINDS,
+    TRANSACTION_ID_BYTES,
     InvalidTransactionError,
     check_transaction,
     transaction_id,
 )
 from consensus.messages import Append, Forward, ForwardRefusal
+from node.barriers import Barriers
 from node.lane import Lane
 from node.mempool import Mempool, QueueLimits
-from node.outcomes import Receipt, ReceiptStatus, Refusal, RefusalReason, TransactionState
+from node.outcomes import Receipt, Refusal, RefusalReason
 from node.submissions import Waiter, Waiting, conflict, queue_full
 from storage.recent import ids_of
 
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from consensus.leadership import Leadership
     from consensus.messages import AnyMessage, MemberId
     from consensus.raft import Raft
-    from consensus.ready import Save
+    from consensus.ready import ConfirmedRead, Save
     from node.outcomes import Outcome
     from node.submissions import Submission
     from storage.recent import Lookup, Place, RecentIndex
@@ -45,8 +49,13 @@ if TYPE_CHECKING:
 SMALL_PIPELINE_BLOCKS: Final = 2
 """Uncommitted blocks beyond which only full ones are sealed: transactions gather meanwhile."""
 PIPELINE_BLOCKS: Final = 16
+SEALS_PER_PUMP: Final = 2
+"""Full blocks sealed in one turn of the loop, a few milliseconds each."""
+RECENT_TRANSACTIONS: Final = 500_000
+"""Applied transactions that may wait for the index; beyond, the leader seals no more."""
 FORWARD_BYTES: Final = 1 << 20
 FORWARD_TRANSACTIONS: Final = 2_000
+FORWARDS_PER_PUMP: Final = 4
 RETRY_US: Final = 1_000_000
 """After this long an unsettled transaction is offered again, since a forward may have been lost;
 each further wait is twice as long, so that a long queue is not made longer."""
@@ -60,15 +69,25 @@ class Envelope(NamedTuple):
     message: AnyMessage
 
 
+class Recorded(NamedTuple):
+    """A submitted transaction whose id is in the chain, in a block that is not in memory."""
+
+    submission: Submission
+    slot: int
+    place: Place
+
+
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What the server must do now: send at once, and run `save` beside everything else.
+    """What the loop must do now: send at once, and run `save` beside everything else.
 
-    `more` asks for another pump as soon as other work had its turn.
+    For each of `recorded` it reads the block, beside the loop, and calls `answer_recorded`. `more`
+    asks for another pump as soon as other work had its turn.
     """
 
     envelopes: tuple[Envelope, ...]
     save: Save | None
+    recorded: tuple[Recorded, ...]
     more: bool
 
 
@@ -107,13 +126,12 @@ class Replica:
         self._retries: deque[_Retry] = deque()
         self._leadership: Leadership | None = None
         self._leader: MemberId | None = None
+        self._leader_term = 0
+        self._forward_number = raft.random.getrandbits(62)
         self._now_us = 0
         self._envelopes: list[Envelope] = []
-        self._barriers: list[Callable[[int], None]] = []
-        self._asked: list[Callable[[int], None]] = []
-        self._asked_us = 0
-        self._read_token = 0
-        self._behind: list[tuple[int, Callable[[int], None]]] = []
+        self._recorded: list[Recorded] = []
+        self._barriers = Barriers(patience_us=raft.config.election_min_us)
 
     @property
     def applied_index(self) -> int:
@@ -131,6 +149,11 @@ class Replica:
         return len(self._waiting)
 
     # Inputs
+
+    def advance(self, now_us: int, wall_us: int) -> None:
+        """The clock moves, before a message is taken; see `Raft.advance`."""
+        self._now_us = now_us
+        self.raft.advance(now_us, wall_us)
 
     def tick(self, now_us: int, wall_us: int) -> None:
         """Time passes; see `Raft.tick`."""
@@ -160,9 +183,11 @@ class Replica:
         for slot, place in enumerate(self._lookup.places(submission.ids)):
             wanted, raw = submission.ids[slot], submission.transactions[slot]
             if place is not None:
-                submission.settle(slot, self._recorded(wanted, raw, place))
-            elif wanted in self._waiting or self._offer(wanted, raw):
+                self._answer_retry(submission, slot, place)
+            elif self._has_room(raw) and self._offer(wanted, raw):
                 self._waiting.add(wanted, Waiter(raw, submission, slot))
+                if self._leadership is not None:
+                    self._waiting.note_queued(wanted)
                 offered.append(wanted)
             else:
                 submission.settle(slot, queue_full(wanted))
@@ -173,22 +198,30 @@ class Replica:
         """The submission's time is up: whatever is open is answered as unknown."""
         self._waiting.expire(submission)
 
-    def read(self, on_applied: Callable[[int], None]) -> None:
+    def read(self, on_applied: Callable[[int], None]) -> int:
         """Calls `on_applied(read_index)` once all that is committed now is applied here.
 
-        By ReadIndex (dissertation §6.4). It goes on over changes of leader and has no deadline.
+        By ReadIndex (dissertation §6.4). It goes on over changes of leader; the number returned is
+        for `forget_read`, when the caller's time is up.
         """
-        self._barriers.append(on_applied)
+        return self._barriers.add(on_applied)
 
-    def receipt_status(self, wanted: bytes) -> ReceiptStatus:
-        """What this member knows of a transaction id."""
-        place = self._lookup.places([wanted])[0]
-        if place is not None:
-            block = self.raft.log.block(place.index)
-            return ReceiptStatus(TransactionState.COMMITTED, _receipt(wanted, block, place))
-        if wanted in self._waiting or wanted in self._mempool or wanted in self._tail:
-            return ReceiptStatus(TransactionState.PENDING)
-        return ReceiptStatus(TransactionState.UNKNOWN)
+    def forget_read(self, number: int) -> None:
+        """Nobody waits for that read any more."""
+        self._barriers.forget(number)
+
+    def answer_recorded(self, recorded: Recorded, block: Block | None) -> None:
+        """Takes the block that `Effects.recorded` asked for; None where it cannot be read."""
+        submission, slot, place = recorded
+        wanted = submission.ids[slot]
+        if block is None:
+            submission.settle(slot, _unavailable(wanted, f"block {place.index} cannot be read"))
+        else:
+            submission.settle(slot, _answer(wanted, submission.transactions[slot], block, place))
+
+    def is_pending(self, wanted: bytes) -> bool:
+        """Whether a transaction is on its way as far as this member knows."""
+        return wanted in self._waiting or self._is_on_its_way(wanted)
 
     def saved(self, save: Save) -> None:
         """`save` is durable."""
@@ -197,6 +230,11 @@ class Replica:
     def unreachable(self, peer: MemberId) -> None:
         """The connection to `peer` broke."""
         self.raft.unreachable(peer)
+
+    def reachable(self, peer: MemberId) -> None:
+        """The connection to `peer` is there (again): what was sent to it before may be lost."""
+        if peer == self._leader:
+            self._offer_everything_again()
 
     def flushed(self, index: int) -> None:
         """The index store answers for everything through `index`."""
@@ -207,27 +245,28 @@ class Replica:
     def pump(self) -> Effects:
         """Goes on as far as possible without waiting; what the server must do for the rest."""
         self._note_leader()
-        self._seal()
-        self._send_forwards()
+        has_more = self._seal() or self._send_forwards()
         self._ask_read()
         ready = self.raft.ready()
         for block in ready.committed:
             self._apply(block)
         for read in ready.reads:
-            self._on_read(read.token, read.read_index)
-        self._release_reads()
+            self._on_read(read)
+        self._barriers.release(self.applied_index)
         for outgoing in ready.messages:
             lane = _lane_of(outgoing.message)
             self._envelopes.append(Envelope(outgoing.target, lane, outgoing.message))
         envelopes, self._envelopes = tuple(self._envelopes), []
-        return Effects(envelopes, ready.save, more=bool(ready.committed or ready.reads))
+        recorded, self._recorded = tuple(self._recorded), []
+        more = bool(ready.committed or ready.reads) or has_more
+        return Effects(envelopes, ready.save, recorded, more)
 
     # Leadership
 
     def _note_leader(self) -> None:
         """After a change of leader everything unsettled is offered to the new one."""
         leadership, leader = self.raft.leadership, self.raft.leader
-        if leadership is self._leadership and leader == self._leader:
+        if leader == self._leader and self.raft.term == self._leader_term:
             return
         if leadership is not self._leadership:
             self._leadership = leadership
@@ -235,11 +274,14 @@ class Replica:
             self._tail.clear()
             if leadership is not None:
                 self._tail.update(self._unapplied_ids())
-        self._leader = leader
+        self._leader, self._leader_term = leader, self.raft.term
+        self._outbox.clear()
         if leader is not None:
-            self._outbox.clear()
-            self._retries.clear()
-            self._offer_again(list(self._waiting), wait_us=RETRY_US)
+            self._offer_everything_again()
+
+    def _offer_everything_again(self) -> None:
+        self._retries.clear()
+        self._offer_again(list(self._waiting), wait_us=RETRY_US)
 
     def _unapplied_ids(self) -> Iterable[bytes]:
         """The ids in the blocks after the applied one: a new leader must not seal them again."""
@@ -251,31 +293,44 @@ class Replica:
                 yield from ids_of(block)
             index = blocks[-1].index + 1
 
+    def _has_room(self, raw: bytes) -> bool:
+        """Whether this member may hold another transaction of its own clients.
+
+        A leader holds those in its queue, which has the same limits, and those in its pipeline.
+        """
+        blocks = 0 if self._leadership is None else PIPELINE_BLOCKS
+        limit = self._limits.transactions + blocks * MAX_BLOCK_TRANSACTIONS
+        limit_bytes = self._limits.size_bytes + blocks * MAX_BLOCK_BYTES
+        held_bytes = self._waiting.size_bytes + len(raw)
+        return len(self._waiting) < limit and held_bytes <= limit_bytes
+
     def _offer(self, wanted: bytes, raw: bytes) -> bool:
-        """Queues a transaction here, or for forwarding; False where there is no room."""
+        """Queues a transaction here, or for forwarding; False where the queue is full.
+
+        Without a leader it only waits: the next one is offered everything.
+        """
         if self._leadership is not None:
-            if wanted in self._tail or wanted in self._mempool:
-                return True
-            return self._mempool.add(wanted, raw)
-        full = len(self._waiting) >= self._limits.transactions
-        if full or self._waiting.size_bytes + len(raw) > self._limits.size_bytes:
-            return False
-        self._outbox.append(wanted)
+            return self._is_on_its_way(wanted) or self._mempool.add(wanted, raw)
+        if self._leader is not None and wanted not in self._waiting:
+            self._outbox.append(wanted)
         return True
 
     def _offer_again(self, ids: Sequence[bytes], *, wait_us: int) -> None:
         """Offers what is still unsettled once more; harmless where it is on its way already."""
-        unsettled = [wanted for wanted in ids if self._waiting.note_offered_again(wanted)]
+        unsettled = [wanted for wanted in ids if wanted in self._waiting]
         if not unsettled:
             return
         self._retry_later(unsettled, wait_us=wait_us)
         if self._leadership is None:
-            self._outbox += unsettled
+            if self._leader is not None:
+                self._outbox += unsettled
             return
         for wanted in unsettled:
             raw = self._waiting.raw_of(wanted)
-            if raw is not None and wanted not in self._tail and wanted not in self._mempool:
+            assert raw is not None, "what is unsettled is held"
+            if not self._is_on_its_way(wanted):
                 self._mempool.add(wanted, raw)
+            self._waiting.note_queued(wanted)
 
     def _retry_later(self, ids: list[bytes], *, wait_us: int) -> None:
         """Keeps the retries in order of time; the long waits are few."""
@@ -284,41 +339,64 @@ class Replica:
 
     # Sealing
 
-    def _seal(self) -> None:
-        """Seals at once while the pipeline has room; otherwise transactions gather (design §6)."""
+    def _seal(self) -> bool:
+        """Seals at once while the pipeline has room; otherwise transactions gather (design §6).
+
+        True where more could be sealed: a turn of the loop must not take longer than a heartbeat.
+        """
         if self._leadership is None:
-            return
+            return False
         log = self.raft.log
-        while self._mempool:
+        for _ in range(SEALS_PER_PUMP):
             uncommitted = log.last_index - log.commit_index
             limit = PIPELINE_BLOCKS if self._mempool.fills_block else SMALL_PIPELINE_BLOCKS
-            if uncommitted >= limit:
-                return
+            if not self._mempool or uncommitted >= limit:
+                return False
+            if self._recent.transactions >= RECENT_TRANSACTIONS:
+                return False
             taken = self._mempool.take_block()
             self.raft.propose(tuple(taken.values()))
             self._tail.update(taken)
             self.blocks_sealed += 1
+        return True
+
+    def _is_on_its_way(self, wanted: bytes) -> bool:
+        """Whether the leader has an id in its queue or in a block that is not applied."""
+        return wanted in self._tail or wanted in self._mempool
 
     # Forwarding
 
-    def _send_forwards(self) -> None:
-        """A follower passes its clients' transactions on; it never passes on those of others."""
-        if not self._outbox or self._leadership is not None or self._leader is None:
-            return
+    def _send_forwards(self) -> bool:
+        """A follower passes its clients' transactions on; it never passes on those of others.
+
+        True where some are left for the next turn of the loop.
+        """
+        if self._leadership is not None or self._leader is None:
+            return False
+        for _ in range(FORWARDS_PER_PUMP):
+            batch = self._next_forward()
+            if not batch:
+                break
+            forward = Forward(self._forward_number, batch)
+            self._envelopes.append(Envelope(self._leader, Lane.BULK, forward))
+        return bool(self._outbox)
+
+    def _next_forward(self) -> tuple[bytes, ...]:
+        """The oldest transactions of the outbox that fit one message, under a new number."""
+        self._forward_number += 1
         batch: list[bytes] = []
-        size_bytes = 0
+        size_bytes = taken = 0
         for wanted in self._outbox:
             raw = self._waiting.raw_of(wanted)
-            if raw is None:
-                continue
-            if size_bytes + len(raw) > FORWARD_BYTES or len(batch) == FORWARD_TRANSACTIONS:
-                self._envelopes.append(Envelope(self._leader, Lane.BULK, Forward(tuple(batch))))
-                batch, size_bytes = [], 0
-            batch.append(raw)
-            size_bytes += len(raw)
-        if batch:
-            self._envelopes.append(Envelope(self._leader, Lane.BULK, Forward(tuple(batch))))
-        self._outbox.clear()
+            if raw is not None:
+                size_bytes += len(raw)
+                if (batch and size_bytes > FORWARD_BYTES) or len(batch) == FORWARD_TRANSACTIONS:
+                    break
+                batch.append(raw)
+                self._waiting.note_forward(wanted, self._forward_number)
+            taken += 1
+        del self._outbox[:taken]
+        return tuple(batch)
 
     def _on_forward(self, source: MemberId, forward: Forward) -> None:
         """Queues what is new.
@@ -330,20 +408,29 @@ class Replica:
         if self._leadership is None:
             self.dropped["forward to no leader"] += 1
             return
-        fresh = [raw for raw in forward.transactions if self._is_new(raw) and self._is_lawful(raw)]
-        ids = [transaction_id(raw) for raw in fresh]
         refused = [
             wanted
-            for wanted, raw, place in zip(ids, fresh, self._lookup.places(ids), strict=True)
-            if place is None and not self._offer(wanted, raw)
+            for wanted, raw in self._new_ones(forward.transactions)
+            if self._is_lawful(raw) and not self._offer(wanted, raw)
         ]
         if refused:
-            refusal = ForwardRefusal(tuple(refused))
+            refusal = ForwardRefusal(forward.number, tuple(refused))
             self._envelopes.append(Envelope(source, Lane.CONTROL, refusal))
 
-    def _is_new(self, raw: bytes) -> bool:
-        wanted = transaction_id(raw)
-        return wanted not in self._tail and wanted not in self._mempool
+    def _new_ones(self, transactions: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        """Those that are neither recorded nor on their way, with their ids; the cheap look first.
+
+        After a change of leader most of what is offered again is recorded already.
+        """
+        news = [
+            (wanted, raw)
+            for wanted, raw in ((transaction_id(raw), raw) for raw in transactions)
+            if not self._is_on_its_way(wanted)
+        ]
+        if any(len(wanted) != TRANSACTION_ID_BYTES for wanted, _ in news):
+            news = [(wanted, raw) for wanted, raw in news if self._is_lawful(raw)]
+        places = self._lookup.places([wanted for wanted, _ in news])
+        return [one for one, place in zip(news, places, strict=True) if place is None]
 
     def _is_lawful(self, raw: bytes) -> bool:
         try:
@@ -356,7 +443,7 @@ class Replica:
 
     def _on_forward_refusal(self, refusal: ForwardRefusal) -> None:
         for wanted in refusal.transaction_ids:
-            self._waiting.refuse_full(wanted)
+            self._waiting.refuse_full(wanted, refusal.number)
 
     # Applying
 
@@ -367,48 +454,29 @@ class Replica:
         self._tail.difference_update(ids)
         self._waiting.settle_block(block, ids)
 
-    def _recorded(self, wanted: bytes, raw: bytes, place: Place) -> Outcome:
+    def _answer_retry(self, submission: Submission, slot: int, place: Place) -> None:
         """A retry gets the original receipt; the same id with other content is a conflict."""
-        block = self.raft.log.block(place.index)
-        if block.transactions[place.position] != raw:
-            return conflict(wanted)
-        return _receipt(wanted, block, place)
+        recorded = Recorded(submission, slot, place)
+        block = self.raft.log.recent_block(place.index)
+        if block is None:
+            self._recorded.append(recorded)
+        else:
+            self.answer_recorded(recorded, block)
 
     # Reads
 
     def _ask_read(self) -> None:
-        """All reads that came meanwhile share one request to the core; a lost one is repeated."""
-        patience_us = self.raft.config.election_min_us
-        if self._asked and self._now_us - self._asked_us < patience_us:
+        if self._leader is None:
             return
-        if self._leader is None or not (self._barriers or self._asked):
-            return
-        self._asked += self._barriers
-        self._barriers = []
-        self._asked_us = self._now_us
-        self._read_token += 1
-        self.raft.read(self._read_token)
+        token = self._barriers.next_token(self._now_us)
+        if token is not None:
+            self.raft.read(token)
 
-    def _on_read(self, token: int, read_index: int | None) -> None:
-        if token != self._read_token:
-            return
-        if read_index is None:
-            self._barriers = self._asked + self._barriers
+    def _on_read(self, read: ConfirmedRead) -> None:
+        if read.read_index is None:
+            self._barriers.lose(read.token)
         else:
-            self._behind += [(read_index, on_applied) for on_applied in self._asked]
-        self._asked = []
-
-    def _release_reads(self) -> None:
-        if not self._behind:
-            return
-        applied_index = self.applied_index
-        still_behind = []
-        for read_index, on_applied in self._behind:
-            if read_index <= applied_index:
-                on_applied(read_index)
-            else:
-                still_behind.append((read_index, on_applied))
-        self._behind = still_behind
+            self._barriers.confirm(read.token, read.read_index)
 
 
 def _lane_of(message: AnyMessage) -> Lane:
@@ -416,7 +484,9 @@ def _lane_of(message: AnyMessage) -> Lane:
     return Lane.BULK if isinstance(message, Append) and message.blocks else Lane.CONTROL
 
 
-def _receipt(wanted: bytes, block: Block, place: Place) -> Receipt:
+def _answer(wanted: bytes, raw: bytes, block: Block, place: Place) -> Outcome:
+    if block.transactions[place.position] != raw:
+        return conflict(wanted)
     return Receipt(wanted, place.index, place.position, block.hash, block.timestamp_us)
 
 

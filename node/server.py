@@ -32,7 +32,6 @@ from node.mempool import QueueLimits
 from node.outcomes import (
     ClusterStatus,
     HistoryRow,
-    MemberStatus,
     NodeFailedError,
     NoLeaderError,
     Outcome,
@@ -40,9 +39,11 @@ from node.outcomes import (
     ReceiptStatus,
     Refusal,
     RefusedError,
+    TransactionState,
     Wait,
 )
-from node.replica import Replica
+from node.replica import PIPELINE_BLOCKS, Replica
+from node.status import AppliedBlocks, cluster_status
 from node.submissions import Submission
 from node.transport import Transport
 from node.uuid7 import new_transaction_id
@@ -76,6 +77,8 @@ class Node:
         self._ended = asyncio.Event()
         self._submissions: set[Submission] = set()
         self._running = False
+        self._stop_asked = False
+        self._life = asyncio.Lock()
         self._opened = AsyncExitStack()
 
     # Life
@@ -88,8 +91,9 @@ class Node:
             DataFolderInUseError: another process runs on the folder.
             StorageError: the chain cannot be opened.
             TransportError: the peer address cannot be bound.
+            NodeFailedError: it was stopped, or failed, while it started.
         """
-        async with AsyncExitStack() as opened:
+        async with self._life, AsyncExitStack() as opened:
             opened.enter_context(FolderLock(self.config.data_dir / LOCK_FILE))
             self._load_identity()
             await self._open_stores(opened)
@@ -97,12 +101,23 @@ class Node:
             self._opened = opened.pop_all()
 
     async def stop(self) -> None:
-        """Leaves the cluster and closes everything; whoever still waits hears "unknown"."""
-        self._ended.set()
-        await self._opened.aclose()
+        """Leaves the cluster and closes everything; whoever still waits hears "unknown".
+
+        A start that is under way ends with an error first. A node that has stopped stays so.
+        """
+        self._stop_asked = True
+        try:
+            async with self._life:
+                await self._opened.aclose()
+        finally:
+            self._ended.set()
 
     async def wait_ended(self) -> None:
-        """Returns when the node is stopped; raises NodeFailedError if it stopped itself."""
+        """Returns once the node is stopped and everything closed.
+
+        Raises:
+            NodeFailedError: it failed, and takes no further part; `stop` closes what is open.
+        """
         await self._ended.wait()
         if self.failed is not None:
             raise NodeFailedError(str(self.failed)) from self.failed
@@ -157,14 +172,20 @@ class Node:
     ) -> list[Outcome]:
         """Records canonical transactions, none of a reserved kind; an outcome each, in order.
 
-        Never raises for one transaction's fate. What is open after `timeout_s` is unknown.
+        Never raises for one transaction's fate. What is open after `timeout_s` is unknown; what was
+        accepted without waiting is offered to leaders no longer than that.
 
         Raises:
             NodeFailedError: this node does not run.
         """
         self._check_running()
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        submission = Submission(transactions, wait=wait, on_done=_resolver(done))
+        submission = Submission(
+            transactions,
+            wait=wait,
+            on_done=_resolver(done),
+            on_released=lambda: self._forget(submission, timer),
+        )
         self._submissions.add(submission)
         timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, submission)
         self._loop.submit(submission)
@@ -172,8 +193,9 @@ class Node:
             return await done
         finally:
             if wait is Wait.COMMITTED:
-                timer.cancel()
                 self._expire(submission)
+            if not submission.is_held:
+                self._forget(submission, timer)
 
     async def read_barrier(self, *, timeout_s: float) -> int:
         """An index that covers all that was committed before this call, once it is applied here.
@@ -184,11 +206,14 @@ class Node:
         """
         self._check_running()
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._loop.read(_resolver(done))
+        number = self._loop.read(_resolver(done))
         try:
             return await asyncio.wait_for(done, timeout_s)
         except TimeoutError as error:
             raise NoLeaderError(f"no leader confirmed the read within {timeout_s:g} s") from error
+        finally:
+            if number is not None:
+                self._loop.forget_read(number)
 
     async def history(
         self, user_id: str, *, after: Place | None, limit: int, newest_first: bool
@@ -206,10 +231,21 @@ class Node:
             for place in places
         ]
 
-    def receipt_status(self, transaction_id: bytes) -> ReceiptStatus:
-        """What this node knows of a transaction."""
+    async def receipt_status(self, transaction_id: bytes) -> ReceiptStatus:
+        """What this node knows of a transaction.
+
+        Raises:
+            DamagedBlockError: it is recorded in a block that is damaged on this disk.
+        """
         self._check_running()
-        return self._replica.receipt_status(transaction_id)
+        place = self._lookup.places([transaction_id])[0]
+        if place is None:
+            is_pending = self._replica.is_pending(transaction_id)
+            state = TransactionState.PENDING if is_pending else TransactionState.UNKNOWN
+            return ReceiptStatus(state)
+        block = (await self._blocks_at({place.index}))[place.index]
+        receipt = Receipt(transaction_id, *place, block.hash, block.timestamp_us)
+        return ReceiptStatus(TransactionState.COMMITTED, receipt)
 
     async def block(self, index: int) -> Block:
         """The committed block at `index`.
@@ -225,20 +261,8 @@ class Node:
 
     def status(self) -> ClusterStatus:
         """The cluster as this node sees it."""
-        raft = self._raft
-        leader = self._members.get(raft.leader) if raft.leader else None
-        return ClusterStatus(
-            cluster_id=self.cluster_id,
-            name=self._genesis.name,
-            node=self.config.name,
-            role=raft.role.value,
-            leader=leader.name if leader else None,
-            term=raft.term,
-            last_index=raft.log.last_index,
-            commit_index=raft.log.commit_index,
-            applied_index=self.applied_index,
-            members=tuple(self._member_status(member) for member in self._genesis.members),
-            alarms=self.alarms,
+        return cluster_status(
+            self._genesis, self.config.name, self.cluster_id, self._raft, self.alarms
         )
 
     # What the faces and the checkpointer look at
@@ -257,14 +281,15 @@ class Node:
     def alarms(self) -> tuple[str, ...]:
         """What a person must look at."""
         checkpoint = self._checkpointer.alarm if self._checkpointer else None
-        return tuple(alarm for alarm in (self._raft.alarm, checkpoint) if alarm)
+        found = (self._raft.alarm, checkpoint, self._indexer.obstacle)
+        return tuple(alarm for alarm in found if alarm)
 
     @property
     def ready(self) -> bool:
-        """Whether a leader is known and all that is known to be committed is applied here."""
+        """Whether a leader is known and all but the last committed blocks are applied here."""
         if not self._running or self._raft.leader is None:
             return False
-        return self.applied_index == self.commit_index
+        return self.commit_index - self.applied_index <= PIPELINE_BLOCKS
 
     @property
     def metrics(self) -> dict[str, int]:
@@ -367,12 +392,15 @@ class Node:
             bind=self._bind,
             on_message=self._loop.receive,
             on_disconnect=self._loop.unreachable,
+            on_connect=self._loop.reachable,
             on_failure=self.fail,
         )
         peers = {m.public_key: m.peer for m in self._members.values() if m.name != config.name}
         self._transport.set_peers(peers)
         await self._transport.start()
         opened.push_async_callback(self._transport.close)
+        if self.failed is not None or self._stop_asked:
+            raise NodeFailedError("the node was stopped while it started") from self.failed
         self._running = True
         self._loop.start(self._transport.send)
         opened.callback(self._leave)
@@ -428,8 +456,11 @@ class Node:
             raise NodeFailedError("the node is not running")
 
     def _expire(self, submission: Submission) -> None:
-        self._submissions.discard(submission)
         self._replica.expire(submission)
+
+    def _forget(self, submission: Submission, timer: asyncio.TimerHandle) -> None:
+        self._submissions.discard(submission)
+        timer.cancel()
 
     async def _blocks_at(self, indexes: set[int]) -> dict[int, Block]:
         """Recent blocks come from memory; older ones are read and verified in a thread."""
@@ -439,46 +470,6 @@ class Node:
             read = await asyncio.to_thread(lambda: [self._chain.block(index) for index in old])
             blocks.update(zip(old, read, strict=True))
         return {index: block for index, block in blocks.items() if block is not None}
-
-    def _member_status(self, member: Member) -> MemberStatus:
-        raft = self._raft
-        match_index = None
-        if raft.leadership is not None:
-            progress = raft.leadership.followers.get(member.public_key)
-            match_index = progress.match_index if progress else raft.log.saved_index
-        role = "leader" if member.public_key == raft.leader else "follower"
-        return MemberStatus(member, role, match_index)
-
-
-class AppliedBlocks:
-    """What the checkpointer copies: the blocks that this node has applied, read beside the loop."""
-
-    def __init__(self, loop: MemberLoop, chain: ChainStore) -> None:
-        """Reads `chain`, as far as `loop` has come."""
-        self._loop = loop
-        self._chain = chain
-
-    @property
-    def commit_index(self) -> int:
-        """The last applied index."""
-        return self._loop.applied_index
-
-    async def wait_committed(self, beyond: int) -> int:
-        """Waits until more than `beyond` is applied; how far that is."""
-        return await self._loop.wait_applied(beyond)
-
-    async def committed_blocks(self, first: int, max_bytes: int) -> list[Block]:
-        """Applied blocks from `first`, about `max_bytes` but at least one.
-
-        Raises:
-            BlockNotFoundError: nothing is applied there.
-        """
-        count = self.commit_index - first + 1
-        if count <= 0:
-            raise BlockNotFoundError(first, self.commit_index)
-        return await asyncio.to_thread(
-            self._chain.blocks, first, max_blocks=count, max_bytes=max_bytes
-        )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -27,10 +27,21 @@ RETRY_AFTER_S: Final = 1
 class Submission:
     """One call's transactions and their outcomes, in the order sent.
 
-    `on_done` is called once, with the outcomes, as soon as there is one for each.
+    `on_done` is called once, with the outcomes, as soon as there is one for each. `on_released` is
+    called once, when none of the transactions is held for offering any more: for a call that does
+    not wait for the commit that is later.
     """
 
-    __slots__ = ("_open", "_outcomes", "ids", "on_done", "transactions", "wait")
+    __slots__ = (
+        "_held",
+        "_on_done",
+        "_on_released",
+        "_open",
+        "_outcomes",
+        "ids",
+        "transactions",
+        "wait",
+    )
 
     def __init__(
         self,
@@ -38,15 +49,23 @@ class Submission:
         *,
         wait: Wait,
         on_done: Callable[[list[Outcome]], None],
+        on_released: Callable[[], None] | None = None,
     ) -> None:
         """Takes canonical bytes; at least one."""
         assert transactions, "a submission is never empty"
         self.transactions = transactions
         self.ids = [transaction_id(raw) for raw in transactions]
         self.wait = wait
-        self.on_done = on_done
+        self._on_done = on_done
+        self._on_released = on_released
         self._outcomes: list[Outcome | None] = [None] * len(transactions)
         self._open = len(transactions)
+        self._held = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every transaction has its outcome."""
+        return self._open == 0
 
     def settle(self, slot: int, outcome: Outcome) -> None:
         """Sets the outcome of one transaction; the first one counts."""
@@ -55,11 +74,26 @@ class Submission:
         self._outcomes[slot] = outcome
         self._open -= 1
         if self._open == 0:
-            self.on_done([outcome for outcome in self._outcomes if outcome is not None])
+            self._on_done([outcome for outcome in self._outcomes if outcome is not None])
 
     def open_slots(self) -> list[int]:
         """The transactions without an outcome."""
         return [slot for slot, outcome in enumerate(self._outcomes) if outcome is None]
+
+    def hold(self) -> None:
+        """One more of its transactions is held for offering."""
+        self._held += 1
+
+    def release(self) -> None:
+        """One of them is not held any more."""
+        self._held -= 1
+        if self._held == 0 and self._on_released is not None:
+            self._on_released()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether any of its transactions is held for offering."""
+        return self._held > 0
 
 
 class Waiter(NamedTuple):
@@ -72,10 +106,15 @@ class Waiter(NamedTuple):
 
 @dataclass(slots=True)
 class _Entry:
-    """Who waits for one id, and whether it was offered to a leader more than once."""
+    """Who waits for one id, and what is known of its offers.
+
+    `forward` is the number of the only forward that it left in. Once it was offered in any other
+    way `is_traceable` is False: no single refusal says any more that it was not taken.
+    """
 
     waiters: list[Waiter]
-    offered_again: bool = False
+    forward: int | None = None
+    is_traceable: bool = True
 
 
 class Waiting:
@@ -104,13 +143,17 @@ class Waiting:
         return self._size_bytes
 
     def add(self, wanted: bytes, waiter: Waiter) -> None:
-        """Waits for the fate of an id."""
+        """Waits for the fate of an id. Equal bytes are held once."""
+        waiter.submission.hold()
         entry = self._entries.get(wanted)
         if entry is None:
             self._entries[wanted] = _Entry([waiter])
+            self._size_bytes += len(waiter.raw)
         else:
-            entry.waiters.append(waiter)
-        self._size_bytes += len(waiter.raw)
+            same = next((held.raw for held in entry.waiters if held.raw == waiter.raw), None)
+            if same is None:
+                self._size_bytes += len(waiter.raw)
+            entry.waiters.append(waiter if same is None else waiter._replace(raw=same))
         if waiter.submission.wait is Wait.ACCEPTED:
             waiter.submission.settle(waiter.slot, Accepted(wanted))
 
@@ -119,13 +162,15 @@ class Waiting:
         entry = self._entries.get(wanted)
         return None if entry is None else entry.waiters[0].raw
 
-    def note_offered_again(self, wanted: bytes) -> bool:
-        """Remembers that an id is offered once more; False where nobody waits for it."""
-        entry = self._entries.get(wanted)
-        if entry is None:
-            return False
-        entry.offered_again = True
-        return True
+    def note_queued(self, wanted: bytes) -> None:
+        """This member queued an id as leader: if it loses the lead nobody knows the fate."""
+        self._entries[wanted].is_traceable = False
+
+    def note_forward(self, wanted: bytes, number: int) -> None:
+        """An id leaves in the forward `number`; from the second on none of them tells its fate."""
+        entry = self._entries[wanted]
+        entry.is_traceable = entry.is_traceable and entry.forward is None
+        entry.forward = number
 
     def settle_block(self, block: Block, ids: Sequence[bytes]) -> None:
         """The block is applied: whoever waits for one of its ids hears a receipt or a conflict."""
@@ -136,40 +181,60 @@ class Waiting:
             if wanted not in self._entries:
                 continue
             receipt = Receipt(wanted, index, position, block_hash, timestamp_us)
-            for raw, submission, slot in self._pop(wanted):
+            for raw, submission, slot in self._pop(wanted).waiters:
                 same = raw == block.transactions[position]
                 submission.settle(slot, receipt if same else conflict(wanted))
+                submission.release()
 
-    def refuse_full(self, wanted: bytes) -> None:
-        """The leader had no room for an id.
+    def refuse_full(self, wanted: bytes, number: int) -> None:
+        """The leader had no room for an id in the forward `number`.
 
-        Only what was offered once is refused: of an earlier offer nobody knows the fate, so that
-        transaction goes on waiting, and is unknown at the end of its time.
+        Its waiters hear so only if that was the only offer: of another one nobody knows the fate,
+        so it goes on waiting, and is unknown at the end of its time. What was accepted without
+        waiting is kept and offered again. A forward that arrives twice would make this untrue: the
+        transport delivers at most once.
         """
         entry = self._entries.get(wanted)
-        if entry is None or entry.offered_again:
+        if entry is None or not entry.is_traceable or entry.forward != number:
             return
-        for waiter in self._pop(wanted):
-            waiter.submission.settle(waiter.slot, queue_full(wanted))
+        for waiter in entry.waiters:
+            if waiter.submission.wait is not Wait.ACCEPTED:
+                waiter.submission.settle(waiter.slot, queue_full(wanted))
+        self._keep(wanted, [w for w in entry.waiters if w.submission.wait is Wait.ACCEPTED])
 
     def expire(self, submission: Submission) -> None:
         """The submission's time is up: what is open is unknown, and is not offered again."""
-        for wanted in set(submission.ids).intersection(self._entries):
-            kept = [w for w in self._entries[wanted].waiters if w.submission is not submission]
-            self._pop(wanted)
-            for waiter in kept:
-                self.add(wanted, waiter)
-                self.note_offered_again(wanted)
+        if submission.is_held:
+            for wanted in set(submission.ids).intersection(self._entries):
+                waiters = self._entries[wanted].waiters
+                self._keep(wanted, [w for w in waiters if w.submission is not submission])
         for slot in submission.open_slots():
             wanted = submission.ids[slot]
             refusal = Refusal(wanted, RefusalReason.UNKNOWN, UNKNOWN_DETAIL, RETRY_AFTER_S)
             submission.settle(slot, refusal)
 
-    def _pop(self, wanted: bytes) -> list[Waiter]:
-        waiters = self._entries.pop(wanted).waiters
-        for waiter in waiters:
-            self._size_bytes -= len(waiter.raw)
-        return waiters
+    def _keep(self, wanted: bytes, kept: list[Waiter]) -> None:
+        """Only these go on waiting for an id."""
+        entry = self._pop(wanted)
+        gone = [waiter for waiter in entry.waiters if waiter not in kept]
+        if kept:
+            entry.waiters = kept
+            self._entries[wanted] = entry
+            self._size_bytes += _held_bytes(kept)
+        for waiter in gone:
+            waiter.submission.release()
+
+    def _pop(self, wanted: bytes) -> _Entry:
+        entry = self._entries.pop(wanted)
+        self._size_bytes -= _held_bytes(entry.waiters)
+        return entry
+
+
+def _held_bytes(waiters: list[Waiter]) -> int:
+    """The bytes that waiters of one id hold: equal transactions are one object."""
+    if len(waiters) == 1:
+        return len(waiters[0].raw)
+    return sum(len(raw) for raw in {waiter.raw for waiter in waiters})
 
 
 def conflict(wanted: bytes) -> Refusal:

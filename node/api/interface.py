@@ -59,7 +59,7 @@ class LedgerNode(Protocol):
         """Return a user's applied transactions, strictly beyond `after`."""
         ...
 
-    def receipt_status(self, transaction_id: bytes) -> ReceiptStatus:
+    async def receipt_status(self, transaction_id: bytes) -> ReceiptStatus:
         """Return what this node knows of an id."""
         ...
 

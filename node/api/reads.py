@@ -86,7 +86,7 @@ async def read_receipt(face: Face, asked: Asked) -> Reply:
     except ValueError:
         raise fault_error(ProblemKind.INVALID_REQUEST, "path.id", "is not a UUID") from None
     await _barrier(face.node, asked.query)
-    return json_reply(_OK, lookup_answer(face.node.receipt_status(identifier.bytes)))
+    return json_reply(_OK, lookup_answer(await face.node.receipt_status(identifier.bytes)))
 
 
 async def read_block(face: Face, asked: Asked) -> Reply:

@@ -194,6 +194,7 @@ class Network:
 
     def propose(self, name: str, *transactions: bytes) -> Block:
         """Has the leader seal a block."""
+        self._advance(name)
         with self._event(name) as raft:
             block = raft.propose(transactions)
             self.say(f"{name} seals block {block.index}/{block.term}")
@@ -207,7 +208,7 @@ class Network:
 
     def unreachable(self, name: str, peer: str) -> None:
         """Tells a member that its connection to a peer broke."""
-        self.tick(name)
+        self._advance(name)
         with self._event(name) as raft:
             raft.unreachable(member_id(peer))
 
@@ -342,12 +343,15 @@ class Network:
 
     def _arrive(self, envelope: Envelope) -> None:
         if self.hosts[envelope.target].raft is not None:
-            self.tick(envelope.target)
+            self._advance(envelope.target)
         self.deliver_one(envelope)
 
     def _end_save(self, name: str) -> None:
-        self.tick(name)
+        self._advance(name)
         self.finish_save(name)
+
+    def _advance(self, name: str) -> None:
+        self[name].advance(self.now_us, WALL_US + self.now_us)
 
     # What is checked after every event
 

@@ -29,7 +29,7 @@ from consensus.messages import (
     encode_message,
 )
 
-UINT64 = (1 << 64) - 1
+LARGEST = (1 << 63) - 1
 
 EVERY_MESSAGE: list[AnyMessage] = [
     PreVoteRequest(1, last_index=2, last_term=3),
@@ -43,8 +43,8 @@ EVERY_MESSAGE: list[AnyMessage] = [
     HeartbeatReply(1, round=2, last_index=3, saved_index=4),
     ReadRequest(1, token=2),
     ReadReply(1, token=2, read_index=3),
-    Forward((b"one", b"two")),
-    ForwardRefusal((bytes(16), bytes(16))),
+    Forward(7, (b"one", b"two")),
+    ForwardRefusal(7, (bytes(16), bytes(16))),
 ]
 
 
@@ -108,10 +108,10 @@ def test_garbage_is_refused(raw: bytes) -> None:
         decode_message(raw)
 
 
-@pytest.mark.parametrize("number", [-1, -(1 << 63)])
+@pytest.mark.parametrize("number", [-1, -(1 << 63), LARGEST + 1, (1 << 64) - 1])
 @pytest.mark.parametrize("position", [1, 2, 3])
-def test_negative_numbers_are_refused(position: int, number: int) -> None:
-    """Terms, indexes and rounds count from zero; the error names the field."""
+def test_numbers_out_of_range_are_refused(position: int, number: int) -> None:
+    """Terms, indexes and rounds count from zero, and can be counted up; the error names them."""
     fields = ["Heartbeat", 1, 1, 1]
     fields[position] = number
     with pytest.raises(InvalidMessageError, match=r"Heartbeat\.(term|commit_index|round)"):
@@ -119,8 +119,8 @@ def test_negative_numbers_are_refused(position: int, number: int) -> None:
 
 
 def test_largest_numbers_are_accepted() -> None:
-    """Everything that 64 bits hold."""
-    message = Heartbeat(UINT64, commit_index=UINT64, round=UINT64)
+    """Everything that 63 bits hold."""
+    message = Heartbeat(LARGEST, commit_index=LARGEST, round=LARGEST)
     assert message == decode_message(encode_message(message))
 
 

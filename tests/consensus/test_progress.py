@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consensus.progress import MAX_INFLIGHT_BLOCKS, MAX_INFLIGHT_BYTES, Progress
+from consensus.progress import (
+    MAX_INFLIGHT_BLOCKS,
+    MAX_INFLIGHT_BYTES,
+    MAX_PATIENCE_US,
+    Progress,
+)
 
+NOW_US = 0
 PATIENCE_US = 100
 
 
@@ -15,7 +21,7 @@ def replicating(*, match_index: int = 10) -> Progress:
     """A follower that is known to hold everything through `match_index`."""
     progress = Progress(next_index=match_index + 1, last_heard_us=0)
     progress.sent(last_index=match_index, blocks=0, size_bytes=0, now_us=0)
-    assert progress.acknowledged(match_index)
+    assert progress.acknowledged(match_index, NOW_US)
     return progress
 
 
@@ -46,7 +52,7 @@ def test_probe_is_answered_by_a_match_at_its_place(match: int, *, probing: bool)
     progress = Progress(next_index=5, last_heard_us=0)
     progress.sent(last_index=9, blocks=5, size_bytes=500, now_us=0)
     progress.match_index = 3
-    progress.acknowledged(match)
+    progress.acknowledged(match, NOW_US)
     assert probing == progress.probing
     assert progress.next_index == max(5, match + 1)
 
@@ -70,16 +76,16 @@ def test_acknowledgement_is_cumulative() -> None:
     progress = replicating()
     for blocks in (1, 2, 3):
         send(progress, blocks=blocks)
-    assert progress.acknowledged(14)
+    assert progress.acknowledged(14, NOW_US)
     assert (14, 17, 3, 100) == (
         progress.match_index,
         progress.next_index,
         progress.inflight_blocks,
         progress.inflight_bytes,
     )
-    assert not progress.acknowledged(12)
+    assert not progress.acknowledged(12, NOW_US)
     assert progress.match_index == 14
-    assert progress.acknowledged(16)
+    assert progress.acknowledged(16, NOW_US)
     assert (0, 0) == (progress.inflight_blocks, progress.inflight_bytes)
 
 
@@ -89,7 +95,7 @@ def test_match_beyond_the_next_index_moves_it() -> None:
     for _ in range(3):
         send(progress)
     progress.probe_from(11)
-    assert progress.acknowledged(13)
+    assert progress.acknowledged(13, NOW_US)
     assert (14, False) == (progress.next_index, progress.probing)
 
 
@@ -208,7 +214,7 @@ def test_invariants_hold_in_any_order(events: list[tuple[str, int, bool]]) -> No
         if event == "send" and progress.has_room:
             send(progress, blocks=min(1 + number % 3, progress.room_blocks))
         elif event == "ack":
-            progress.acknowledged(number)
+            progress.acknowledged(number, NOW_US)
         elif event == "reject":
             progress.rejected(previous_index=progress.next_index - flag, retry_from=number)
         elif event == "retry":
@@ -221,3 +227,30 @@ def test_invariants_hold_in_any_order(events: list[tuple[str, int, bool]]) -> No
         ends = [append.last_index for append in progress.inflight]
         assert ends == sorted(set(ends))
         assert not ends or ends[-1] == progress.next_index - 1
+
+
+def test_patience_follows_the_slowest_round_trip() -> None:
+    """On a thin link what takes long to arrive is not sent again while it is on its way."""
+    progress = replicating()
+    send(progress, now_us=0)
+    progress.acknowledged(11, 10 * PATIENCE_US)
+    send(progress, now_us=10 * PATIENCE_US)
+    assert not looks_lost(progress, last=11, saved=11, now_us=29 * PATIENCE_US)
+    assert looks_lost(progress, last=11, saved=11, now_us=30 * PATIENCE_US)
+
+
+def test_patience_doubles_with_each_loss_and_has_an_end() -> None:
+    """Whoever does not answer is not flooded, and is never given up."""
+    progress = replicating()
+    waits = []
+    for _ in range(20):
+        send(progress, now_us=0)
+        wait_us = PATIENCE_US
+        while not looks_lost(progress, last=10, saved=10, now_us=wait_us):
+            wait_us *= 2
+        waits.append(wait_us)
+        progress.retry()
+    assert [PATIENCE_US, 2 * PATIENCE_US, 4 * PATIENCE_US] == waits[:3]
+    assert waits[-1] <= 2 * MAX_PATIENCE_US
+    progress.acknowledged(11, 0)
+    assert 0 == progress.losses

@@ -81,6 +81,18 @@ def test_pre_vote_needs_a_majority() -> None:
     assert (Role.CANDIDATE, 1) == (network.role("a"), network["a"].term)
 
 
+def test_pre_votes_of_the_last_campaign_do_not_count() -> None:
+    """Each campaign asks anew: who granted before may hear a leader by now."""
+    network = lonely_pre_candidate(5)
+    network.step("a", "b", PreVoteReply(1, granted=True))
+    network.now_us = network["a"].wake_us()
+    network.tick("a")
+    network.step("a", "c", PreVoteReply(1, granted=True))
+    assert network.role("a") is Role.PRE_CANDIDATE
+    network.step("a", "b", PreVoteReply(1, granted=True))
+    assert network.role("a") is Role.CANDIDATE
+
+
 def test_refused_pre_vote_ends_the_campaign() -> None:
     """A majority against it lets the member rest as a follower of its own term."""
     network = lonely_pre_candidate(5)
@@ -247,6 +259,14 @@ def test_broken_connection_shortens_the_election() -> None:
     assert network.run(network.config.election_min_us // 2, lambda: network.leader in {"b", "c"})
 
 
+def test_broken_connection_ends_stickiness() -> None:
+    """Whoever lost its leader grants the pre-vote of another that lost it too, at once."""
+    network = led_network()
+    network.unreachable("b", "a")
+    network.step("b", "c", PreVoteRequest(2, last_index=1, last_term=1))
+    assert [PreVoteReply(2, granted=True)] == network.sent("b", "c")
+
+
 def test_broken_connection_does_not_depose_a_living_leader() -> None:
     """One follower's broken connection, again and again, changes neither leader nor term."""
     network = led_network()
@@ -288,6 +308,21 @@ def test_leader_with_a_stalled_disk_steps_down() -> None:
     assert network.role("a") is Role.FOLLOWER
     assert network.run(2 * SECOND_US, lambda: network.leader in {"b", "c"})
     assert network["b"].term == 2
+
+
+def test_deposed_leader_with_a_stalled_disk_does_not_campaign() -> None:
+    """Its term and vote are saved, so it could ask; but not even its own block can be saved."""
+    network = led_network()
+    network.tick("a")
+    network.propose("a", transaction(1))
+    network.hosts["a"].save_due_us = network.now_us + 20 * SECOND_US
+    network.cut = {("b", "a"), ("c", "a"), ("a", "b"), ("a", "c")}
+    network.trace.clear()
+    network.run(10 * SECOND_US)
+    assert not any("a ✗ b  PreVoteRequest" in line for line in network.trace)
+    network.finish_save("a")
+    network.run(SECOND_US)
+    assert any("a ✗ b  PreVoteRequest" in line for line in network.trace)
 
 
 def test_member_with_a_stalled_disk_does_not_campaign() -> None:

@@ -254,6 +254,24 @@ def test_one_vote_a_term(vote: str | None, candidate: str, *, granted: bool) -> 
     assert [VoteReply(1, granted=granted)] == network.sent("a", candidate)
 
 
+@pytest.mark.parametrize("granted", [True, False])
+def test_granted_vote_restarts_the_timeout(*, granted: bool) -> None:
+    """And a refused one does not: a candidate that cannot win must not keep others from it.
+
+    "A server remains in follower state as long as it receives valid RPCs from a leader or
+    candidate" (§5.2); "without … granting vote to candidate" (figure 2).
+    """
+    network = Network(3, logs={"a": [1]}, states={"a": HardState(term=2)})
+    due_us = network["a"].wake_us()
+    network.now_us = due_us - 1
+    network.tick("a")
+    network.step("a", "b", VoteRequest(2, last_index=1 if granted else 0, last_term=1))
+    if granted:
+        assert network["a"].wake_us() >= network.now_us + network.config.election_min_us
+    else:
+        assert network["a"].wake_us() == due_us
+
+
 def test_new_leader_sends_heartbeats_at_once() -> None:
     """And its first block with them.
 

@@ -78,9 +78,9 @@ class Life:
 
     def live(self) -> None:
         """Random faults and random load."""
-        actions = [self.seal] * 8 + [self.seal_many] * 2 + [self.ask_read] * 6
+        actions = [self.seal] * 6 + [self.seal_many] * 2 + [self.ask_read] * 6
         actions += [self.crash] * 2 + [self.restart] * 3 + [self.cut] * 2 + [self.mend] * 2
-        actions += [self.break_connection]
+        actions += [self.break_connection] + [self.rivalry] * 2
         for _ in range(FAULTY_EVENTS):
             pause_us = self.random.choice([5, 20, 100, 600]) * MILLISECOND_US
             self.network.run(self.random.randrange(pause_us))
@@ -144,8 +144,24 @@ class Life:
     def ask_read(self) -> None:
         """Any member asks for a read."""
         if self.network.up:
-            name = self.random.choice(self.network.up)
+            name = self.victim(self.network.up)
             self.network.read(name, self.next_token(name))
+
+    def rivalry(self) -> None:
+        """A leader is cut off and goes on sealing and reading, while others elect another."""
+        leader = self.network.leader
+        if leader is None:
+            return
+        names = list(self.network.hosts)
+        side = {leader, *self.random.sample(names, self.random.randrange((len(names) + 1) // 2))}
+        self.network.cut = {(s, t) for s in names for t in names if (s in side) != (t in side)}
+        for _ in range(self.random.randrange(30)):
+            self.network.run(self.random.randrange(50 * MILLISECOND_US))
+            for name in self.network.up:
+                if self.network.role(name) is Role.LEADER:
+                    self.seal()
+                    self.network.read(name, self.next_token(name))
+        self.random.choice([self.mend, self.crash, self.cut])()
 
     def next_token(self, name: str) -> int:
         """Tokens rise from call to call, and begin anew when a member starts."""

@@ -6,6 +6,8 @@ A confirmed read index is never below a block that was committed before the read
 
 from __future__ import annotations
 
+import pytest
+
 from consensus.messages import (
     Append,
     AppendReply,
@@ -49,6 +51,17 @@ def test_read_needs_a_majority() -> None:
     network.deliver("b", "a")
     assert network.hosts["a"].reads == {}
     network.deliver("c", "a")
+    assert {1: 1} == network.hosts["a"].reads
+
+
+def test_late_echo_of_an_earlier_round_takes_nothing_back() -> None:
+    """A follower's echoes may overtake one another; the latest round counts."""
+    network = led_network(5)
+    network.read("a", 1)
+    network.step("a", "b", HeartbeatReply(1, round=2, last_index=1, saved_index=1))
+    network.step("a", "b", HeartbeatReply(1, round=1, last_index=1, saved_index=1))
+    assert network.hosts["a"].reads == {}
+    network.step("a", "c", HeartbeatReply(1, round=2, last_index=1, saved_index=1))
     assert {1: 1} == network.hosts["a"].reads
 
 
@@ -273,6 +286,14 @@ def test_request_to_a_deposed_leader_is_not_answered() -> None:
     network["a"]._become_follower(1, leader=None)
     network.deliver("b", "a")
     assert network.sent("a", "b") == []
+
+
+def test_tokens_rise() -> None:
+    """A token that falls would be answered by a reply to a read before it."""
+    network = led_network()
+    network["b"].read(2)
+    with pytest.raises(AssertionError, match="tokens rise"):
+        network["b"].read(2)
 
 
 def test_request_waits_for_the_term() -> None:

@@ -16,7 +16,7 @@ from consensus.messages import (
     HeartbeatReply,
     VoteReply,
 )
-from consensus.progress import MAX_INFLIGHT_BLOCKS, MAX_INFLIGHT_BYTES, Progress
+from consensus.progress import MAX_INFLIGHT_BLOCKS, MAX_INFLIGHT_BYTES, MAX_PATIENCE_US, Progress
 from consensus.raft import MAX_APPLY_BYTES
 from consensus.ready import HardState, Role
 from tests.consensus.raft_chains import (
@@ -139,7 +139,7 @@ def test_lost_append_is_sent_again() -> None:
     network = led_network(without="c")
     network.propose("a", transaction(1))
     network.drop("a", "b", Append)
-    assert network.run(300 * MILLISECOND_US, lambda: network.commit_index == 2)
+    assert network.run(MAX_PATIENCE_US, lambda: network.commit_index == 2)
 
 
 def test_lost_append_in_the_middle_is_sent_again() -> None:
@@ -432,7 +432,7 @@ def test_leader_with_a_refused_block_does_not_flood() -> None:
     assert network["b"].log.last_index == 1
     assert 1 < len(sent_blocks(network)) < 2 * 20
     network["b"]._intake._cluster_id = genesis_of_size(3).hash
-    assert network.run(300 * MILLISECOND_US, lambda: network.commit_index == 2)
+    assert network.run(2 * MAX_PATIENCE_US, lambda: network.commit_index == 2)
 
 
 def test_hostile_follower_cannot_break_the_leader() -> None:

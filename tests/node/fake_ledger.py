@@ -170,7 +170,7 @@ class FakeNode:
             ]
         return rows[:limit]
 
-    def receipt_status(self, transaction_id: bytes) -> ReceiptStatus:
+    async def receipt_status(self, transaction_id: bytes) -> ReceiptStatus:
         """Committed, pending or unknown."""
         if transaction_id in self._receipts:
             receipt, _ = self._receipts[transaction_id]

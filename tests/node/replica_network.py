@@ -192,6 +192,8 @@ class ReplicaNetwork:
             effects = seat.replica.pump()
             for target, _lane, message in effects.envelopes:
                 self._wire.append((seat.member, target, encode_message(message)))
+            for one in effects.recorded:
+                seat.replica.answer_recorded(one, seat.chain.block(one.place.index))
             if effects.save is not None:
                 assert seat.save is None, "one save in flight"
                 seat.save = effects.save

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 from consensus.block import encode_transaction
 from consensus.messages import Append, AppendReply, Forward, ForwardRefusal
+from node.barriers import Barriers
 from node.mempool import QueueLimits
-from node.outcomes import Accepted, Receipt, Refusal, RefusalReason, TransactionState, Wait
-from node.replica import RETRY_US, SMALL_PIPELINE_BLOCKS
+from node.outcomes import Accepted, Receipt, Refusal, RefusalReason, Wait
+from node.replica import RETRY_US, SEALS_PER_PUMP, SMALL_PIPELINE_BLOCKS
+from node.submissions import Submission
 from tests.node.replica_network import ReplicaNetwork, transaction
 
 if TYPE_CHECKING:
+    import pytest
+
     from node.outcomes import Outcome
 
 
@@ -53,7 +57,7 @@ def test_forwards_are_never_forwarded() -> None:
     network = ReplicaNetwork()
     network.elect()
     one, other = network.followers()
-    one.receive(other.raft.member, Forward((transaction(1),)))
+    one.receive(other.raft.member, Forward(1, (transaction(1),)))
     network.settle()
     assert one.dropped["forward to no leader"] == 1
     assert [] == network.committed_ids(one)
@@ -171,7 +175,7 @@ def test_restart_of_all_remembers_every_id() -> None:
 
 
 def test_expired_submission_is_unknown_and_may_still_commit() -> None:
-    """ "Unknown" promises nothing: the transaction commits later, once, and a retry is told so."""
+    """Unknown promises nothing: the transaction commits later, once, and a retry is told so."""
     network = ReplicaNetwork()
     leader = network.elect()
     network.isolate(leader.raft.member)
@@ -209,10 +213,10 @@ def test_accepted_is_answered_at_once_and_committed_later() -> None:
     leader = network.elect()
     outcomes = network.submit(leader, transaction(1), wait=Wait.ACCEPTED)
     assert [Accepted(ids(1)[0])] == outcomes
-    assert TransactionState.PENDING is leader.receipt_status(ids(1)[0]).state
+    assert leader.is_pending(ids(1)[0])
     network.settle()
-    assert TransactionState.COMMITTED is leader.receipt_status(ids(1)[0]).state
-    assert TransactionState.UNKNOWN is leader.receipt_status(ids(2)[0]).state
+    assert not leader.is_pending(ids(1)[0])
+    assert ids(1) == network.committed_ids(leader)
 
 
 def test_full_queue_refuses_at_the_leader_and_through_a_follower() -> None:
@@ -246,16 +250,131 @@ def test_follower_refuses_when_it_holds_too_much_itself() -> None:
 def test_refusal_of_a_second_offer_is_not_final() -> None:
     """An earlier offer may have been sealed somewhere, so "full" then must not reach the client."""
     network = ReplicaNetwork()
-    network.elect()
+    leader = network.elect()
     follower = network.followers()[0]
     network.held = lambda message: isinstance(message, Forward)
     outcomes = network.submit(follower, transaction(1))
     network.run_for(RETRY_US + 100_000)
-    follower.receive(network.leader.raft.member, ForwardRefusal((ids(1)[0],)))
+    for forward in [message for message in network.lost if isinstance(message, Forward)]:
+        follower.receive(leader.raft.member, ForwardRefusal(forward.number, (ids(1)[0],)))
     assert [] == outcomes
     network.held = lambda _message: False
     network.run_for(4 * RETRY_US)
     assert isinstance(outcomes[0], Receipt)
+
+
+def test_late_refusal_does_not_answer_a_later_call() -> None:
+    """The refusal of a call that timed out says nothing of the next call's forward."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    follower = network.followers()[0]
+    network.held = lambda message: isinstance(message, Forward)
+    network.submit(follower, transaction(1))
+    network.settle()
+    (first,) = [message for message in network.lost if isinstance(message, Forward)]
+    follower.expire(network.last_submission)
+    network.held = lambda _message: False
+    outcomes = network.submit(follower, transaction(1))
+    follower.receive(leader.raft.member, ForwardRefusal(first.number, (ids(1)[0],)))
+    assert [] == outcomes
+    network.settle()
+    assert isinstance(outcomes[0], Receipt)
+
+
+def test_what_was_accepted_outlives_a_full_leader() -> None:
+    """A 202 is kept and offered again when the leader had no room for it."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    follower = network.followers()[0]
+    network.held = lambda message: isinstance(message, Forward)
+    network.submit(follower, transaction(1), wait=Wait.ACCEPTED)
+    network.settle()
+    (forward,) = [message for message in network.lost if isinstance(message, Forward)]
+    follower.receive(leader.raft.member, ForwardRefusal(forward.number, (ids(1)[0],)))
+    network.held = lambda _message: False
+    network.run_for(2 * RETRY_US)
+    assert ids(1) == network.committed_ids(leader)
+
+
+def test_accepted_submission_is_released_once_it_is_committed() -> None:
+    """Nothing of an accepted transaction stays in memory until its deadline."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    released: list[bool] = []
+    submission = Submission(
+        [transaction(1), transaction(2)],
+        wait=Wait.ACCEPTED,
+        on_done=lambda _outcomes: None,
+        on_released=lambda: released.append(True),
+    )
+    leader.submit(submission)
+    assert submission.is_held
+    network.settle()
+    assert [True] == released
+    assert 0 == leader.waiting
+
+
+def test_leaderless_member_holds_only_what_is_waited_for() -> None:
+    """Expired calls leave nothing behind, in the outbox neither."""
+    network = ReplicaNetwork()
+    replica = network.running[0]
+    for number in range(100):
+        network.submit(replica, transaction(number))
+        replica.expire(network.last_submission)
+    assert (0, 0, []) == (replica.waiting, replica._waiting.size_bytes, replica._outbox)
+
+
+def test_same_transaction_sent_often_is_held_once() -> None:
+    """Equal bytes count once against the limit; different ones under one id count each."""
+    network = ReplicaNetwork()
+    replica = network.running[0]
+    for _ in range(10):
+        network.submit(replica, transaction(1, "same"))
+    network.submit(replica, transaction(1, "else"))
+    held = len(transaction(1, "same")) + len(transaction(1, "else"))
+    assert held == replica._waiting.size_bytes
+
+
+def test_retry_of_an_old_transaction_is_read_beside_the_loop() -> None:
+    """A block that is not in memory is asked of the loop's reader; one that is damaged is said."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.submit(leader, transaction(1), transaction(2))
+    network.settle()
+    block = network.chain_of(leader)[-1]
+    leader.raft.log._recent.clear()
+    outcomes = network.submit(leader, transaction(1), transaction(2))
+    first, second = leader.pump().recorded
+    assert [] == outcomes
+    leader.answer_recorded(first, block)
+    leader.answer_recorded(second, None)
+    assert isinstance(outcomes[0], Receipt)
+    assert [RefusalReason.UNAVAILABLE] == refusal_reasons(outcomes)
+
+
+def test_long_queue_is_sealed_in_slices() -> None:
+    """One turn of the loop seals few blocks, however many transactions wait."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.submit(leader, *(transaction(number) for number in range(9_000)))
+    before = leader.raft.log.last_index
+    assert leader.pump().more
+    assert SEALS_PER_PUMP == leader.raft.log.last_index - before
+
+
+def test_slow_index_holds_the_sealing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Applied transactions that wait for the index are bounded: the queue fills instead."""
+    monkeypatch.setattr("node.replica.RECENT_TRANSACTIONS", 5)
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.submit(leader, *(transaction(number) for number in range(5)))
+    network.settle()
+    later = network.submit(leader, transaction(5))
+    network.settle()
+    assert [] == later
+    leader.flushed(leader.applied_index)
+    network.settle()
+    assert isinstance(later[0], Receipt)
 
 
 def test_lost_forward_is_sent_again() -> None:
@@ -278,14 +397,14 @@ def test_leader_drops_unlawful_forwards() -> None:
     reserved = encode_transaction(
         transaction_id=bytes(16), user_id="ada", kind="membership", payload={}
     )
-    leader.receive(source, Forward((reserved, b"\x94garbage", transaction(1) + b"\x00")))
+    leader.receive(source, Forward(1, (reserved, b"\x94garbage", transaction(1) + b"\x00")))
     network.settle()
     assert leader.dropped["forwarded transaction is invalid"] == 3
     assert [] == network.committed_ids(leader)
 
 
 def test_transactions_gather_while_the_pipeline_is_full() -> None:
-    """With blocks on their way, later transactions share the next block; nobody waits for a timer."""
+    """With blocks on their way, later transactions share the next block, without a timer."""
     network = ReplicaNetwork()
     leader = network.elect()
     network.held = lambda message: isinstance(message, Append)
@@ -347,6 +466,41 @@ def test_reads_that_come_meanwhile_share_a_round() -> None:
     network.settle()
     network.run_for(100_000)
     assert len(answers) == 150
+
+
+def test_slow_answers_confirm_the_reads_they_were_asked_for() -> None:
+    """A reply that takes longer than the patience still answers: repeating must not starve it."""
+    barriers = Barriers(patience_us=100)
+    answers: list[int] = []
+    barriers.add(answers.append)
+    first = barriers.next_token(0)
+    assert first is not None
+    barriers.add(answers.append)
+    assert barriers.next_token(50) is None
+    second = barriers.next_token(150)
+    assert second is not None
+    barriers.confirm(first, 7)
+    barriers.release(7)
+    assert [7] == answers
+    barriers.confirm(second, 9)
+    barriers.release(8)
+    assert [7] == answers
+    barriers.release(9)
+    assert [7, 9] == answers
+
+
+def test_forgotten_reads_leave_nothing_behind() -> None:
+    """A caller whose time is up is forgotten at every stage, and not called."""
+    network = ReplicaNetwork()
+    replica = network.running[0]
+    for _ in range(100):
+        replica.forget_read(replica.read(lambda _index: None))
+    assert 0 == len(replica._barriers)
+    leader = network.elect()
+    number = leader.read(lambda _index: None)
+    leader.pump()
+    leader.forget_read(number)
+    assert 0 == len(leader._barriers)
 
 
 def test_read_survives_the_loss_of_its_request() -> None:

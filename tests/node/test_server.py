@@ -82,7 +82,7 @@ async def test_direct_call_records_and_answers_the_history(tmp_path: Path) -> No
         assert [(receipt.index, receipt.position)] == [row.place for row in rows]
         assert receipt.block_hash == block.hash
         assert rows[0].transaction == block.transactions[receipt.position]
-        assert TransactionState.COMMITTED is node.receipt_status(receipt.id).state
+        assert TransactionState.COMMITTED is (await node.receipt_status(receipt.id)).state
 
 
 @pytest.mark.asyncio
@@ -261,3 +261,83 @@ async def test_identity_that_is_no_member_is_refused(tmp_path: Path) -> None:
     create_identity(config.data_dir / "identity.key")
     with pytest.raises(ConfigError, match="is not a member"):
         await Node(config).start()
+
+
+@pytest.mark.asyncio
+async def test_stop_during_start_ends_the_start(tmp_path: Path) -> None:
+    """A stop that comes while the node starts is not lost: the start fails and lets go of all."""
+    config = cluster_folders(tmp_path, 1)[0]
+    node = Node(config)
+    starting = asyncio.create_task(node.start())
+    await asyncio.sleep(0)
+    await node.stop()
+    with pytest.raises(NodeFailedError, match="stopped while it started"):
+        await starting
+    async with Node(config) as again:
+        await again.record_transaction(user_id="ada", kind="n", payload=1)
+
+
+@pytest.mark.asyncio
+async def test_failure_during_start_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that fails while it starts never takes part."""
+    node = Node(cluster_folders(tmp_path, 1)[0])
+    join = node._join
+
+    async def fail_first(opened: AsyncExitStack) -> None:
+        node.fail(OSError("planted"))
+        await join(opened)
+
+    monkeypatch.setattr(node, "_join", fail_first)
+    with pytest.raises(NodeFailedError):
+        await node.start()
+    assert not node._running
+
+
+@pytest.mark.asyncio
+async def test_retries_of_old_transactions_are_answered_from_disk(tmp_path: Path) -> None:
+    """A receipt of a block that left the memory is read in a thread, with the first content."""
+    config = cluster_folders(tmp_path, 1)[0]
+    one = uuid.uuid4()
+    async with Node(config) as node:
+        first = await node.record_transaction(
+            user_id="ada", kind="note", payload=1, transaction_id=one
+        )
+        node._raft.log._recent.clear()
+        again = await node.record_transaction(
+            user_id="ada", kind="note", payload=1, transaction_id=one
+        )
+        assert first == again
+        assert first == (await node.receipt_status(one.bytes)).receipt
+
+
+@pytest.mark.asyncio
+async def test_timed_out_reads_leave_nothing_behind(tmp_path: Path) -> None:
+    """A member without a leader forgets the reads whose callers gave up."""
+    async with Node(cluster_folders(tmp_path, 3)[0]) as node:
+        for _ in range(20):
+            with pytest.raises(NoLeaderError):
+                await node.read_barrier(timeout_s=0.001)
+        assert 0 == len(node._replica._barriers)
+
+
+@pytest.mark.asyncio
+async def test_messages_come_before_timeouts_after_a_stall(tmp_path: Path) -> None:
+    """A loop that was held up reads its sockets first: its own pause is nobody's silence."""
+    async with Node(cluster_folders(tmp_path, 1)[0]) as node:
+        order: list[str] = []
+        ticked = asyncio.Event()
+        tick = node._replica.tick
+
+        def noted_tick(now_us: int, wall_us: int) -> None:
+            order.append("tick")
+            ticked.set()
+            tick(now_us, wall_us)
+
+        node._replica.tick = noted_tick  # type: ignore[method-assign] # a spy
+        node._loop._ticked -= 1.0
+        node._loop._tick()
+        asyncio.get_running_loop().call_soon(order.append, "message")
+        await ticked.wait()
+        assert ["message", "tick"] == order[:2]
