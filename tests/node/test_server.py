@@ -323,7 +323,9 @@ async def test_timed_out_reads_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_messages_come_before_timeouts_after_a_stall(tmp_path: Path) -> None:
+async def test_messages_come_before_timeouts_after_a_stall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loop that was held up reads its sockets first: its own pause is nobody's silence."""
     async with Node(cluster_folders(tmp_path, 1)[0]) as node:
         order: list[str] = []
@@ -335,7 +337,7 @@ async def test_messages_come_before_timeouts_after_a_stall(tmp_path: Path) -> No
             ticked.set()
             tick(now_us, wall_us)
 
-        node._replica.tick = noted_tick  # type: ignore[method-assign] # a spy
+        monkeypatch.setattr(node._replica, "tick", noted_tick)
         node._loop._ticked -= 1.0
         node._loop._tick()
         asyncio.get_running_loop().call_soon(order.append, "message")
