@@ -1,6 +1,6 @@
-"""The command `bitnexus`: what one node's command line has, and `up`, a cluster in one command.
+"""The command `bitnexus`: what one node's command line has, `up` for a local cluster, `simulate`.
 
-Relies on `node.cli` for all but `up`.
+Relies on `node.cli` for what speaks to one node.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -74,7 +74,7 @@ NoRestartOption = Annotated[bool, typer.Option("--no-restart", help="Leave a nod
 
 
 @app.command(rich_help_panel="A local cluster")
-def up(  # noqa: PLR0913 - an argument for each option
+def up(
     *,
     nodes: NodesOption = None,
     data_dir: DataDirOption = Path("data"),
@@ -103,6 +103,65 @@ def up(  # noqa: PLR0913 - an argument for each option
         heartbeat_ms=heartbeat_ms,
     )
     raise typer.Exit(_run(options, as_json=as_json))
+
+
+SeedsOption = Annotated[
+    str, typer.Option(metavar="FIRST:END", help="The seeds to run, END not included; or one seed.")
+]
+ReplayOption = Annotated[
+    int | None,
+    typer.Option(metavar="SEED", help="Run one seed again and write its trace to a file."),
+]
+SimulatedNodesOption = Annotated[
+    int, typer.Option("--nodes", min=3, max=9, help="Nodes of the simulated cluster.")
+]
+MinutesOption = Annotated[
+    float, typer.Option(min=0.01, max=600, help="Simulated minutes under faults, for each seed.")
+]
+ProfileOption = Annotated[
+    Literal["calm", "chaos", "disk", "network"], typer.Option(help="Which kinds of faults.")
+]
+ClientsOption = Annotated[int, typer.Option(min=1, max=100, help="Clients at work at once.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes. (default: one for each core)")
+]
+TraceDirOption = Annotated[
+    Path, typer.Option(file_okay=False, exists=True, help="Where traces are written.")
+]
+
+
+@app.command(rich_help_panel="A local cluster")
+def simulate(
+    *,
+    seeds: SeedsOption = "0:100",
+    replay: ReplayOption = None,
+    nodes: SimulatedNodesOption = 5,
+    minutes: MinutesOption = 1.0,
+    profile: ProfileOption = "chaos",
+    clients: ClientsOption = 6,
+    workers: WorkersOption = None,
+    trace_dir: TraceDirOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Try to break whole clusters in virtual time: seeded faults, every event checked.
+
+    The same seed gives the same run. Exit code 1 where a rule was broken: the first failing seed is
+    made small, and its trace is written for a person to read.
+    """
+    from cluster.cli_simulate import SimulateOptions, run_simulate  # noqa: PLC0415 - as above
+
+    options = SimulateOptions(
+        seeds=seeds,
+        replay=replay,
+        nodes=nodes,
+        minutes=minutes,
+        profile=profile,
+        clients=clients,
+        workers=workers,
+        trace_dir=trace_dir,
+        as_json=as_json,
+    )
+    raise typer.Exit(run_simulate(options))
 
 
 def main() -> None:

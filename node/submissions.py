@@ -205,9 +205,11 @@ class Waiting:
     def expire(self, submission: Submission) -> None:
         """The submission's time is up: what is open is unknown, and is not offered again."""
         if submission.is_held:
-            for wanted in set(submission.ids).intersection(self._entries):
-                waiters = self._entries[wanted].waiters
-                self._keep(wanted, [w for w in waiters if w.submission is not submission])
+            # In the order of the call, never in that of hashes: it becomes the order of forwards.
+            for wanted in dict.fromkeys(submission.ids):
+                if wanted in self._entries:
+                    waiters = self._entries[wanted].waiters
+                    self._keep(wanted, [w for w in waiters if w.submission is not submission])
         for slot in submission.open_slots():
             wanted = submission.ids[slot]
             refusal = Refusal(wanted, RefusalReason.UNKNOWN, UNKNOWN_DETAIL, RETRY_AFTER_S)

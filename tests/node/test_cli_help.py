@@ -36,6 +36,7 @@ def test_all_the_commands_are_there() -> None:
     """A command that falls out of the list would go unnoticed."""
     expected = {
         ("up",),
+        ("simulate",),
         ("node", "init"),
         ("node", "genesis"),
         ("node", "run"),

@@ -1,0 +1,281 @@
+"""Planted defects: each is one mistake that somebody could make in the shipped code, as a patch.
+
+A plant replaces a method of a shipped class for as long as a context lasts, so the simulator runs
+the shipped code with exactly one thing wrong. The table says under which profile a defect must be
+found, within how many seeds, and by which words. Relies on the insides of the core, the replica and
+the stores.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
+
+import node.replica
+from consensus.block import Rule, Sealer
+from consensus.intake import Intake
+from consensus.leadership import Leadership
+from consensus.log import Log
+from consensus.messages import VoteReply, VoteRequest
+from consensus.quorum import Poll
+from consensus.raft import Raft
+from node.barriers import Barriers
+from node.mempool import Mempool
+from node.replica import Replica
+from node.submissions import Waiting
+from storage.memory import MemoryChain
+from storage.recent import Lookup
+from tests.cluster.simulation.core_plants import (
+    Plant,
+    acknowledges_unsaved,
+    answers_unapplied,
+    claims_saved,
+    commits_unmatched,
+    confirms_alone,
+    counts_any_term,
+    counts_every_reply,
+    counts_itself_unsaved,
+    counts_one_less,
+    drops_too_much,
+    follows_old_terms,
+    forgets_last_block,
+    forgets_to_truncate,
+    forgets_vote,
+    ignores_previous,
+    longer_log_wins,
+    overlooks,
+    proposes_nothing_empty,
+    reads_before_own_commit,
+    reads_by_lease,
+    seals_clock_time,
+    sends_at_once,
+    truncates_always,
+    unbounded_heartbeat,
+    votes_again,
+)
+from tests.cluster.simulation.node_plants import (
+    acknowledges_sealed,
+    forgets_tail,
+    looks_in_memory_alone,
+    recorded_whatever,
+    refuses_what_fills,
+    remembers_sealed,
+    settles_by_index,
+    settles_whatever,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One mistake, and where it must be found."""
+
+    name: str
+    plants: tuple[Plant, ...]
+    found_by: str
+    profile: str = "chaos"
+    nodes: int = 3
+    seeds: int = 10
+    seconds: float = 30.0
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The shipped code has this mistake while the context lasts."""
+        with ExitStack() as stack:
+            for owner, method, make in self.plants:
+                wrong = make(getattr(owner, method))
+                stack.enter_context(mock.patch.object(owner, method, wrong))
+            yield
+
+
+def replaced(wrong: Any) -> Callable[[Any], Any]:
+    """The right method is not needed to make the wrong one."""
+    return lambda _right: wrong
+
+
+DEFECTS: Final = (
+    Defect(
+        "a vote leaves before it is saved", ((Raft, "_send", sends_at_once(VoteReply)),), "unsaved"
+    ),
+    Defect(
+        "a vote is asked for before the own one is saved",
+        ((Raft, "_send", sends_at_once(VoteRequest)),),
+        "unsaved",
+    ),
+    Defect(
+        "an acknowledgement leaves before the blocks are saved",
+        ((Raft, "_send", acknowledges_unsaved),),
+        "acknowledged unsaved|not on its disk",
+    ),
+    Defect(
+        "a heartbeat's reply claims what is not saved",
+        ((Raft, "_heartbeat_reply", replaced(claims_saved)),),
+        "claims unsaved",
+    ),
+    Defect("a restart forgets the vote", ((Raft, "__init__", forgets_vote),), "votes? "),
+    Defect("a save does not truncate", ((Log, "take_save", forgets_to_truncate),), "contiguous"),
+    Defect("a crash loses a saved block", ((MemoryChain, "crash", forgets_last_block),), "."),
+    Defect(
+        "a member votes twice in a term",
+        ((Raft, "_on_vote_request", replaced(votes_again)),),
+        "vote",
+    ),
+    Defect(
+        "a vote that arrives twice counts twice",
+        ((Poll, "count", replaced(counts_every_reply)),),
+        "votes",
+        "chaos",
+        5,
+        80,
+    ),
+    Defect(
+        "a candidate's log is not compared",
+        ((Raft, "_is_up_to_date", replaced(lambda _self, _request: True)),),
+        ".",
+    ),
+    Defect(
+        "the longer log wins, whatever its terms",
+        ((Raft, "_is_up_to_date", replaced(longer_log_wins)),),
+        ".",
+        "chaos",
+        3,
+        60,
+    ),
+    Defect(
+        "a new leader seals no block of its term",
+        ((Raft, "propose", proposes_nothing_empty),),
+        "without a block of it",
+    ),
+    Defect(
+        "blocks of older terms are committed by counting",
+        ((Leadership, "commit_index", replaced(counts_any_term)),),
+        "by counting",
+    ),
+    Defect(
+        "the leader counts itself before it saved",
+        ((Leadership, "commit_index", replaced(counts_itself_unsaved)),),
+        "durable on",
+    ),
+    Defect(
+        "a minority commits",
+        ((Leadership, "commit_index", replaced(counts_one_less)),),
+        "durable on",
+    ),
+    Defect(
+        "a heartbeat's commit index is not bounded by the match",
+        ((Leadership, "_heartbeat", replaced(unbounded_heartbeat)),),
+        ".",
+    ),
+    Defect(
+        "a follower commits what it did not match", ((Raft, "_on_append", commits_unmatched),), "."
+    ),
+    Defect("a follower truncates what agrees", ((Intake, "_take_block", truncates_always),), "."),
+    Defect(
+        "an append's previous block is not compared",
+        ((Intake, "take", ignores_previous),),
+        ".",
+        "chaos",
+        3,
+        60,
+    ),
+    Defect("appends of older terms are taken", ((Raft, "_accept_term", follows_old_terms),), "."),
+    *(
+        Defect(
+            f"a block's {rule} is not checked",
+            (overlooks(rule),),
+            f"{rule}|broken link|another|same term|Log Matching",
+        )
+        for rule in (
+            Rule.HISTORY_ROOT,
+            Rule.TRANSACTIONS_ROOT,
+            Rule.SIGNATURE,
+            Rule.SEALER,
+            Rule.TIMESTAMP,
+            Rule.CLUSTER,
+            Rule.COUNT,
+            Rule.PREVIOUS_HASH,
+        )
+    ),
+    Defect("a block is older than its parent", ((Sealer, "seal", seals_clock_time),), "timestamp"),
+    Defect(
+        "a read is confirmed without a quorum",
+        ((Leadership, "_confirm_reads", confirms_alone),),
+        "stale",
+        "network",
+        3,
+        80,
+    ),
+    Defect(
+        "a read is confirmed before a commit of the own term",
+        ((Leadership, "_start_read_round", reads_before_own_commit),),
+        "stale",
+    ),
+    Defect(
+        "a read trusts a lease as long as an election timeout",
+        ((Leadership, "_confirm_reads", reads_by_lease),),
+        "stale",
+        "network",
+        3,
+        80,
+    ),
+    Defect(
+        "a read is answered before it is applied",
+        ((Barriers, "release", answers_unapplied),),
+        "stale",
+    ),
+    Defect("memory forgets what the index lacks", ((Replica, "flushed", drops_too_much),), "."),
+    Defect(
+        "a restart forgets which ids are known",
+        ((Lookup, "places", replaced(looks_in_memory_alone)),),
+        ".",
+    ),
+    Defect("the tail is not asked for ids", ((Replica, "__init__", forgets_tail),), "twice|."),
+    Defect(
+        "a new leader forgets the ids of its tail",
+        ((Replica, "_unapplied_ids", replaced(lambda _self: ())),),
+        ".",
+    ),
+    Defect(
+        "the queue survives a lost leadership",
+        ((Mempool, "clear", replaced(lambda _self: None)),),
+        ".",
+        "network",
+        3,
+        60,
+    ),
+    Defect(
+        "a known id gets a receipt whatever its content",
+        ((node.replica, "_answer", replaced(recorded_whatever)),),
+        "other content",
+    ),
+    Defect(
+        "a waiter hears a receipt whatever was recorded",
+        ((Waiting, "settle_block", settles_whatever),),
+        "other content",
+    ),
+    Defect(
+        "a receipt is sent when the block is sealed",
+        ((Replica, "_seal", acknowledges_sealed),),
+        "before it was committed",
+    ),
+    Defect(
+        "a waiter of a truncated block hears its successor's receipt",
+        ((Replica, "_seal", remembers_sealed), (Replica, "_apply", settles_by_index)),
+        "beyond its block|other content",
+        "chaos",
+        3,
+        20,
+    ),
+    Defect(
+        "the transaction that fills the queue is refused and taken",
+        ((Mempool, "add", refuses_what_fills),),
+        "refused|clock",
+        "disk",
+        3,
+        60,
+    ),
+)
