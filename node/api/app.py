@@ -1,8 +1,9 @@
 """The ASGI application: the submit call first, everything else through Falcon's router.
 
 Whatever goes wrong is answered as problem details. What has no answer of its own is the node's
-fault: it is logged, answered with 500 and handed to `on_failure`. Relies on `routes` for every
-call, and on Falcon for matching paths and methods.
+fault: it is logged, answered with 500 and handed to `on_fault`. It does not stop the node: the loop
+and the stores guard themselves, and a parser's fault must not be a client's means to do it.
+Relies on `routes` for every call, and on Falcon for matching paths and methods.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from node.api.face import Asked, Face
 from node.api.openapi import make_document
 from node.api.problems import (
     HANDLED_ERRORS,
+    ProblemError,
     ProblemKind,
     error_reply,
     fault_error,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from node.api.shapes import Problem
 
 _API_VERSION: Final = "1.0.0"
+_HTTP_VERSIONS: Final = frozenset({"1.1", "1.0"})
 _SUBMIT_RAW_PATH: Final = SUBMIT_PATH.encode("ascii")
 _ALLOW_SUBMIT: Final = ((b"allow", b"POST, OPTIONS"),)
 _READ_HEADERS: Final = ((b"x-content-type-options", b"nosniff"),)
@@ -66,10 +69,18 @@ class Application:
     """The ASGI application of one node."""
 
     def __init__(
-        self, node: LedgerNode, *, on_failure: Callable[[BaseException], None] | None = None
+        self,
+        node: LedgerNode,
+        *,
+        check_host: Callable[[Scope], None],
+        on_fault: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """`on_failure` hears of every fault of our own; without it such a fault is only logged."""
-        self._on_failure = on_failure
+        """`on_fault` hears of every fault of our own; without it such a fault is only logged.
+
+        `check_host` raises ProblemError for a request that is meant for another server.
+        """
+        self._check_host = check_host
+        self._on_fault = on_fault
         self._face = Face(node, load_explorer(), _openapi_document())
         self._falcon = _make_falcon(self._face)
 
@@ -78,11 +89,24 @@ class Application:
         assert scope["type"] == "http"
         is_submit = scope["raw_path"] == _SUBMIT_RAW_PATH
         stopping = _STOPPING_SUBMIT if is_submit else _STOPPING
-        async with _Boundary(self._face, send, stopping, self._on_failure) as boundary:
-            if is_submit:
+        async with _Boundary(self._face, send, stopping, self._on_fault) as boundary:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await boundary.reply(refusal)
+            elif is_submit:
                 await self._submit(scope, receive, boundary)
             else:
                 await self._falcon(_raw_scope(scope), receive, boundary.send)
+
+    def _refusal(self, scope: Scope) -> Reply | None:
+        """The answer to a request that no handler should see."""
+        if scope["http_version"] not in _HTTP_VERSIONS:
+            return problem_reply(make_problem(ProblemKind.VERSION, "this is HTTP/1.1 and 1.0"))
+        try:
+            self._check_host(scope)
+        except ProblemError as error:
+            return error_reply(error)
+        return None
 
     async def _submit(self, scope: Scope, receive: Receive, boundary: _Boundary) -> None:
         if scope["method"] != "POST":
@@ -98,25 +122,25 @@ class Application:
 
 
 class _Boundary:
-    """Where an exception that nobody expected ends: logged, answered, and told to the node.
+    """Where an exception that nobody expected ends: logged, answered, and told to `on_fault`.
 
     Also where a request ends that was still open when the server stopped: the client hears that
     the fate of what it sent is unknown.
     """
 
-    __slots__ = ("_face", "_has_begun", "_on_failure", "_send", "_stopping")
+    __slots__ = ("_face", "_has_begun", "_on_fault", "_send", "_stopping")
 
     def __init__(
         self,
         face: Face,
         send: Send,
         stopping: Problem,
-        on_failure: Callable[[BaseException], None] | None,
+        on_fault: Callable[[BaseException], None] | None,
     ) -> None:
         self._face = face
         self._send = send
         self._stopping = stopping
-        self._on_failure = on_failure
+        self._on_fault = on_fault
         self._has_begun = False
 
     async def __aenter__(self) -> Self:
@@ -136,8 +160,8 @@ class _Boundary:
         if not isinstance(fault, Exception):
             return False
         _log.error("a request failed by a fault of this node", exc_info=fault)
-        if self._on_failure is not None:
-            self._on_failure(fault)
+        if self._on_fault is not None:
+            self._on_fault(fault)
         await self._answer(_INTERNAL)
         return True
 

@@ -103,13 +103,25 @@ async def read_submission(body: bytes, new_id: Callable[[], bytes]) -> Submissio
     if len(body) > MAX_BODY_BYTES:
         raise _too_large("$", f"has more than {MAX_BODY_BYTES} bytes")
     try:
+        return await _read(body, new_id)
+    except RecursionError as error:
+        # A text nested nearly as deep as the interpreter allows is decoded, and then some other
+        # step needs one frame more. Far beyond the depth allowed, whatever step it was.
+        raise _explain(body, error, "$", _depth_around(body)) from None
+
+
+def _depth_around(body: bytes) -> int:
+    return _BATCH_DEPTH if _BEGINS_BATCH.match(body) else _SINGLE_DEPTH
+
+
+async def _read(body: bytes, new_id: Callable[[], bytes]) -> Submission:
+    try:
         head = (_EITHER_DECODER if len(body) <= MAX_TEXT_BYTES else _BATCH_DECODER).decode(body)
     except _DECODE_ERRORS as error:
         if len(body) > MAX_TEXT_BYTES and not _BEGINS_BATCH.match(body):
             detail = f"has {len(body)} bytes of JSON; one transaction has at most {MAX_TEXT_BYTES}"
             raise _too_large("$", detail) from None
-        depth_around = _BATCH_DEPTH if _BEGINS_BATCH.match(body) else _SINGLE_DEPTH
-        raise _explain(body, error, "$", depth_around) from None
+        raise _explain(body, error, "$", _depth_around(body)) from None
     if head.transactions is UNSET:
         assert isinstance(head, _Either)
         return Submission(is_batch=False, transactions=[_read_single(head, body, new_id)])
@@ -204,6 +216,8 @@ def _decode_slice(first: int, texts: Sequence[msgspec.Raw]) -> list[_Incoming]:
             except _DECODE_ERRORS as own_error:
                 path = f"$.transactions[{position}]"
                 raise _explain(bytes(text), own_error, path, _SINGLE_DEPTH) from None
+        if isinstance(error, RecursionError):
+            raise  # one container deeper than the transaction alone
         raise AssertionError("a slice is refused and each of its transactions is not") from error
 
 

@@ -31,6 +31,8 @@ class ProblemKind(StrEnum):
     INVALID_REQUEST = "invalid-request"
     NOT_FOUND = "not-found"
     METHOD_NOT_ALLOWED = "method-not-allowed"
+    MISDIRECTED = "misdirected"
+    VERSION = "http-version"
     TOO_SLOW = "too-slow"
     CONFLICT = "conflict"
     TOO_LARGE = "too-large"
@@ -53,6 +55,14 @@ _MEANING: Final[dict[ProblemKind, tuple[HTTPStatus, str]]] = {
     ProblemKind.METHOD_NOT_ALLOWED: (
         HTTPStatus.METHOD_NOT_ALLOWED,
         "This method does not work here",
+    ),
+    ProblemKind.MISDIRECTED: (
+        HTTPStatus.MISDIRECTED_REQUEST,
+        "The request is meant for another server",
+    ),
+    ProblemKind.VERSION: (
+        HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+        "This version of HTTP is not spoken here",
     ),
     ProblemKind.TOO_SLOW: (HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time"),
     ProblemKind.CONFLICT: (HTTPStatus.CONFLICT, "The id is taken by other content"),
@@ -169,5 +179,5 @@ def _retry_reply(kind: ProblemKind, detail: str) -> Reply:
 
 def _refusal_detail(refusal: Refusal) -> str:
     if refusal.reason is RefusalReason.UNKNOWN:
-        return f"unknown: it may be recorded; retry with the same id ({refusal.detail})"
+        return f"unknown: {refusal.detail}"
     return refusal.detail

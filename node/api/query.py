@@ -118,6 +118,8 @@ def _pairs(raw: bytes) -> dict[str, str]:
             name, value = decode_percent(encoded_name), decode_percent(encoded_value)
         except ValueError:
             raise _fault(encoded_name, "is not percent-encoded UTF-8") from None
+        if not name:
+            raise fault_error(ProblemKind.INVALID_REQUEST, "query", "has a parameter without name")
         if name in given:
             raise _fault(name, "is given twice")
         given[name] = value

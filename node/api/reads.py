@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import msgspec
+
 from consensus.block import MAX_USER_ID_BYTES
 from node.api.answers import (
     block_detail,
@@ -82,8 +84,9 @@ async def read_history(face: Face, asked: Asked) -> Reply:
 async def read_receipt(face: Face, asked: Asked) -> Reply:
     """Answer with what is known of an id."""
     try:
-        identifier = UUID(asked.path["id"])
-    except ValueError:
+        # As strict as in a submit: UUID() by itself takes braces, signs and digits of any script.
+        identifier = msgspec.convert(asked.path["id"], UUID)
+    except msgspec.ValidationError:
         raise fault_error(ProblemKind.INVALID_REQUEST, "path.id", "is not a UUID") from None
     await _barrier(face.node, asked.query)
     return json_reply(_OK, lookup_answer(await face.node.receipt_status(identifier.bytes)))

@@ -103,7 +103,11 @@ def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
     content_type = None
     for name, value in headers:
         if name == b"content-type":
+            if content_type is not None:
+                raise _unsupported("Content-Type is given twice")
             content_type = value
+        elif name == b"transfer-encoding" and value.lower() != b"chunked":
+            raise _unsupported("Transfer-Encoding must be chunked, or none")
         elif name == b"content-length":
             # The HTTP parser has refused what is no number.
             if int(value) > MAX_BODY_BYTES:

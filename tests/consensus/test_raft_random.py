@@ -22,7 +22,7 @@ from tests.consensus.raft_chains import transaction
 from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US, Weather
 from tests.consensus.raft_network import Network
 
-DEFAULT_SEEDS = "1:60"
+DEFAULT_SEEDS = "1:160"
 FAULTY_EVENTS = 60
 
 

@@ -50,7 +50,7 @@ async def stage() -> AsyncIterator[Stage]:
     """A fresh node behind its face; whatever was left undone is ended."""
     node = FakeNode()
     faults: list[BaseException] = []
-    server = ApiServer(node, "127.0.0.1", 0, on_failure=faults.append)
+    server = ApiServer(node, "127.0.0.1", 0, on_fault=faults.append)
     await server.start()
     try:
         # A context that trusts nobody takes no time to make, and TLS is not spoken here.

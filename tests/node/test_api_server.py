@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 from typing import TYPE_CHECKING
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["stage"]
 
-BEGUN = (
-    b"POST /api/v1/ledger/transactions HTTP/1.1\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 100\r\n\r\n{"
+SUBMIT_HEAD = (
+    b"POST /api/v1/ledger/transactions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\n"
 )
-LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+BEGUN = SUBMIT_HEAD + b"Content-Length: 100\r\n\r\n{"
+LIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 GOOD = b'{"user_id":"alice","kind":"deposit","payload":1}'
 
 
@@ -197,7 +199,7 @@ async def test_what_is_not_http_is_refused(stage: Stage, request_bytes: bytes) -
 async def test_a_query_that_is_no_text_is_refused(stage: Stage, target: bytes) -> None:
     """400, whichever layer sees it first."""
     method = b"POST" if b"transactions" in target else b"GET"
-    request = method + b" " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = method + b" " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = await speak(stage, request)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert PROBLEM.encode() in answer
@@ -256,9 +258,7 @@ async def test_a_request_that_never_ends_is_refused(stage: Stage, begun: bytes) 
 async def test_a_body_too_large_is_refused_before_its_end(stage: Stage, begun: bytes) -> None:
     """413 as soon as it is sure, without waiting for the rest or keeping it."""
     reader, writer = await asyncio.open_connection(stage.server.host, stage.server.port)
-    writer.write(
-        b"POST /api/v1/ledger/transactions HTTP/1.1\r\nContent-Type: application/json\r\n" + begun
-    )
+    writer.write(SUBMIT_HEAD + begun)
     answer = await reader.readuntil(b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 413 ")
     writer.close()
@@ -268,7 +268,7 @@ async def test_a_body_too_large_is_refused_before_its_end(stage: Stage, begun: b
 @pytest.mark.asyncio
 async def test_requests_on_one_connection_are_answered_in_order(stage: Stage) -> None:
     """HTTP/1.1 pipelining (RFC 9112 §9.3.2)."""
-    last = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = await speak(stage, LIVE + last)
     assert 2 == answer.count(b"HTTP/1.1 200 OK")
     assert answer.index(b'"live"') < answer.index(b'"ready"')
@@ -284,3 +284,175 @@ async def test_a_client_that_leaves_does_no_harm(stage: Stage) -> None:
     await writer.wait_closed()
     assert 201 == (await stage.post(GOOD)).status_code
     assert 1 == stage.node.recorded
+
+
+CHUNKED = SUBMIT_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+SMALL_CHUNKS = b"".join(b"1\r\n%c\r\n" % byte for byte in GOOD.ljust(40_000))
+LONG = b"x" * 100_000
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+
+
+async def connection_of(stage: Stage) -> server_module._Protocol:
+    """Return the server's end of the one connection there is."""
+    running = stage.server._server
+    assert running is not None
+    await until(lambda: len(running.server_state.connections) == 1)
+    (connection,) = running.server_state.connections
+    assert isinstance(connection, server_module._Protocol)
+    return connection
+
+
+async def feed(stage: Stage, parts: list[bytes]) -> bytes:
+    """Hand the parts to the server's end one by one and read to the end of the connection."""
+    reader, writer = await asyncio.open_connection(stage.server.host, stage.server.port)
+    connection = await connection_of(stage)
+    for part in parts:
+        connection.data_received(part)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /" + LONG,
+        b"GET /livez HTTP/1.1\r\nX: " + LONG,
+        b"GET /livez HTTP/1.1\r\nX: " + LONG + b"\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n" + b"X: y\r\n" * 20_000,
+        CHUNKED + b"1;" + LONG,
+        CHUNKED + b"1\r\n{\r\n0\r\nX: " + LONG,
+    ],
+    ids=["target", "header", "whole header", "many headers", "chunk extension", "trailer"],
+)
+@pytest.mark.parametrize("part_bytes", [1000, 1 << 20], ids=["in parts", "at once"])
+@pytest.mark.asyncio
+async def test_what_is_no_body_is_limited(
+    stage: Stage, request_bytes: bytes, part_bytes: int
+) -> None:
+    """431 (RFC 6585 §5) wherever it is and however it comes, once; nothing more is parsed."""
+    request_bytes += b"\r\n\r\n" + LIVE
+    starts = range(0, len(request_bytes), part_bytes)
+    answer = await feed(stage, [request_bytes[at : at + part_bytes] for at in starts])
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert f"content-type: {PROBLEM}\r\n".encode() in answer
+    assert b"\r\nconnection: close\r\n" in answer
+    assert b"urn:bitnexus:problem:head-too-large" in answer
+    assert [b"431"] == STATUS.findall(answer)
+    assert 0 == stage.node.recorded
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: "
+        + b"x" * 60_000
+        + b"\r\n\r\n",
+        LIVE * 5000 + b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        SUBMIT_HEAD + b"Connection: close\r\nContent-Length: 200000\r\n\r\n" + GOOD.ljust(200_000),
+        CHUNKED.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + SMALL_CHUNKS + b"0\r\n\r\n",
+    ],
+    ids=["a long header", "many requests", "a long body", "many small chunks"],
+)
+@pytest.mark.asyncio
+async def test_the_limit_hits_nothing_else(stage: Stage, request_bytes: bytes) -> None:
+    """What is body, and what belongs to other requests on the connection, does not count."""
+    answer = await feed(stage, [request_bytes])
+    assert answer.startswith(b"HTTP/1.1 20")
+    assert b"HTTP/1.1 4" not in answer
+
+
+@pytest.mark.asyncio
+async def test_after_an_early_answer_comes_no_other(stage: Stage) -> None:
+    """An answer before the body closes the connection; a body that stalls then adds nothing."""
+    reader, writer = await asyncio.open_connection(stage.server.host, stage.server.port)
+    writer.write(BEGUN.replace(b"application/json", b"text/plain"))
+    answer = await reader.readuntil(b"}")
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert b"\r\nconnection: close\r\n" in answer
+    connection = await connection_of(stage)
+    connection.refuse_if_begun_before(asyncio.get_running_loop().time() + 1)
+    # The server has said its last word, and hears the client out.
+    assert b"" == await reader.read()
+    assert not connection.transport.is_closing()
+    writer.write(b" " * 99 + LIVE)
+    await writer.drain()
+    connection.close_if_lingering_since(asyncio.get_running_loop().time() + 1)
+    await connection.gone
+    writer.close()
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_has_begun_is_not_followed_by_a_timeout(stage: Stage) -> None:
+    """The arrival timeout then only closes."""
+    reader, writer = await asyncio.open_connection(stage.server.host, stage.server.port)
+    stage.node.gate = asyncio.Event()
+    writer.write(BEGUN)
+    connection = await connection_of(stage)
+    await until(lambda: connection.cycle is not None)
+    await connection.cycle.send({"type": "http.response.start", "status": 200, "headers": []})
+    connection.refuse_if_begun_before(asyncio.get_running_loop().time() + 1)
+    assert [b"200"] == STATUS.findall(await reader.read())
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"hello\r\n\r\n", b"400"),
+        (b"CONNECT x:80 HTTP/1.1\r\n\r\n", b"501"),
+        (b"GET /livez HTTP/1.1\r\nX: " + LONG, b"431"),
+        (CHUNKED + b"no length\r\n", b"400"),
+    ],
+    ids=["no HTTP", "CONNECT", "long head", "bad chunk"],
+)
+@pytest.mark.asyncio
+async def test_a_refusal_waits_for_its_turn(stage: Stage, rest: bytes, status: bytes) -> None:
+    """What was asked before is answered before: else its client would take the refusal for it."""
+    whole = SUBMIT_HEAD + b"Content-Length: %d\r\n\r\n" % len(GOOD) + GOOD
+    answer = await feed(stage, [whole + LIVE + rest])
+    assert [b"201", b"200", status] == STATUS.findall(answer)
+    assert 1 == stage.node.recorded
+
+
+@pytest.mark.asyncio
+async def test_a_timeout_waits_for_its_turn(stage: Stage) -> None:
+    """A second request that stalls does not take the answer of the first."""
+    reader, writer = await asyncio.open_connection(stage.server.host, stage.server.port)
+    stage.node.gate = asyncio.Event()
+    whole = SUBMIT_HEAD + b"Content-Length: %d\r\n\r\n" % len(GOOD) + GOOD
+    writer.write(whole + b"GET /li")
+    connection = await connection_of(stage)
+    await until(lambda: connection.cycle is not None)
+    connection.refuse_if_begun_before(asyncio.get_running_loop().time() + 1)
+    stage.node.gate.set()
+    assert [b"201", b"408"] == STATUS.findall(await reader.read())
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        SUBMIT_HEAD
+        + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+        + b"Content-Length: %d\r\n\r\n" % len(GOOD)
+        + GOOD,
+        LIVE.replace(b"\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n", 1),
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n" + LIVE,
+    ],
+    ids=["h2c", "websocket", "CONNECT"],
+)
+@pytest.mark.asyncio
+async def test_another_protocol_is_refused(
+    stage: Stage, caplog: pytest.LogCaptureFixture, request_bytes: bytes
+) -> None:
+    """501, once, with nothing in the log: its body would be taken for that protocol and lost."""
+    answer = await speak(stage, request_bytes)
+    assert answer.startswith(b"HTTP/1.1 501 Not Implemented\r\n")
+    assert b"Upgrade is not supported: send plain HTTP/1.1" in answer
+    assert [b"501"] == STATUS.findall(answer)
+    assert [] == caplog.messages
+    assert 0 == stage.node.recorded
