@@ -8,6 +8,7 @@ no command line, so that a node that crashed is back quickly.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """How soon a thread that holds the interpreter lets another have it: the loop waits no longer."""
+COLLECTOR_THRESHOLDS: Final = (50_000, 50, 1_000)
+"""Almost nothing here is cyclic garbage, and a full collection walks every block in memory. With
+Python's own thresholds 64 clients had 4 to 7 % fewer answers a second, and a later 99th percentile.
+"""
 
 _CODES: Final[tuple[tuple[type[BaseException], ExitCode], ...]] = (
     (ConfigError, ExitCode.CONFIG),
@@ -79,6 +84,8 @@ def run_node(data_dir: Path) -> None:
         config = load_config(data_dir)
         _configure_log()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        gc.freeze()
+        gc.set_threshold(*COLLECTOR_THRESHOLDS)
         uvloop.run(_serve(config))
     except _KNOWN as error:
         raise CommandError(str(error), exit_code_of(error)) from error

@@ -194,6 +194,17 @@ def test_losses_show(last: int, saved: int, now_us: int, *, lost: bool) -> None:
     assert lost == looks_lost(progress, last=last, saved=saved, now_us=now_us)
 
 
+def test_patience_has_an_end() -> None:
+    """However slow the follower was, and however often something was lost."""
+    progress = replicating()
+    send(progress)
+    progress.acknowledged(11, 60_000_000)
+    send(progress, now_us=60_000_000)
+    end_us = 60_000_000 + MAX_PATIENCE_US
+    assert not looks_lost(progress, last=11, saved=11, now_us=end_us - 1)
+    assert looks_lost(progress, last=11, saved=11, now_us=end_us)
+
+
 def test_nothing_in_flight_is_never_lost() -> None:
     """A follower that lags behind for other reasons is served when there is something to send."""
     assert not looks_lost(replicating(), last=0, saved=0, now_us=1_000_000)

@@ -96,6 +96,19 @@ def test_heartbeats_are_answered_while_blocks_are_saved() -> None:
     assert [expected] == network.sent("b", "a", HeartbeatReply)
 
 
+def test_answers_to_heartbeats_do_not_pile_up() -> None:
+    """While the term is being saved the last answer takes the place of those before it."""
+    network = Network(3, states={"a": HardState(term=1)})
+    for contact_round in range(1, 100):
+        network.step("a", "b", Heartbeat(2, commit_index=0, round=contact_round))
+    network.step("a", "c", Heartbeat(1, commit_index=0, round=7))
+    network.step("a", "b", append_of([], 0, term=2))
+    network.finish_saves()
+    replies = network.sent("a", "b")
+    assert [HeartbeatReply(2, 99, 0, 0), AppendReply(2, match_index=0)] == replies
+    assert [HeartbeatReply(2, 0, 0, 0)] == network.sent("a", "c")
+
+
 def test_candidate_asks_once_its_vote_is_saved() -> None:
     """It counts itself only then as well, however many others grant."""
     network = Network(3)
