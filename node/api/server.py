@@ -292,7 +292,6 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_complete()
         self._begun_at = None
         self._arriving = None
-        self._head_bytes = 0
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or hang up after the last answer."""
@@ -364,14 +363,9 @@ class _Protocol(HttpToolsProtocol):
             return
         self._is_deaf = True
         self._begun_at = None
+        self._refusal = problem
         if self._is_turn():
             self._answer_refusal(problem)
-            return
-        if self._arriving is not None:
-            # It waits behind others: the refusal takes its place.
-            cycle, _ = self.pipeline.popleft()
-            assert cycle is self._arriving
-        self._refusal = problem
 
     def _answer_refusal(self, problem: Problem) -> None:
         """Write the refusal, unless an answer to this request has begun: there is only one."""
@@ -413,7 +407,9 @@ def _refusal_bytes(problem: Problem) -> bytes:
 def _bind(host: str, port: int) -> socket.socket:
     """Return a socket bound to the address; raises ListenError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol named: asyncio turns Nagle's algorithm off only for a socket that says TCP,
+    # and an answer's second part would wait 40 ms for the acknowledgement of its first.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # A port whose last connections are still in TIME_WAIT is free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -456,3 +456,13 @@ async def test_another_protocol_is_refused(
     assert [b"501"] == STATUS.findall(answer)
     assert [] == caplog.messages
     assert 0 == stage.node.recorded
+
+
+@pytest.mark.asyncio
+async def test_answers_do_not_wait_for_acknowledgements(stage: Stage) -> None:
+    """Connections have Nagle's algorithm off: an answer is sent in two parts."""
+    assert 200 == (await stage.get("/livez")).status_code
+    assert stage.server._server is not None
+    (connection,) = stage.server._server.server_state.connections
+    accepted = connection.transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
