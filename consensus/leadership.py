@@ -124,14 +124,15 @@ class Leadership:
         progress = self.followers[source]
         progress.last_heard_us = now_us
         progress.echoed_round = max(progress.echoed_round, min(reply.round, self._round))
+        patience_us = 2 * self._config.heartbeat_us
         lost = progress.looks_lost(
             follower_last=reply.last_index,
             follower_saved=reply.saved_index,
             now_us=now_us,
-            patience_us=2 * self._config.heartbeat_us,
+            patience_us=patience_us,
         )
         if lost:
-            progress.retry()
+            progress.retry(patience_us=patience_us)
 
     def read(self, reader: Reader) -> None:
         """Takes a read, to be confirmed by a round that begins after this call."""

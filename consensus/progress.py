@@ -15,8 +15,6 @@ MAX_INFLIGHT_BLOCKS: Final = 16
 MAX_INFLIGHT_BYTES: Final = 8 << 20
 MAX_PATIENCE_US: Final = 2_000_000
 """The longest wait for an acknowledgement before what was sent is taken for lost."""
-MAX_LOSSES: Final = 8
-"""Beyond so many losses in a row the patience is at its longest anyhow."""
 
 
 class Inflight(NamedTuple):
@@ -45,9 +43,7 @@ class Progress:
     inflight_blocks: int = 0
     inflight_bytes: int = 0
     round_trip_us: int = 0
-    """A decaying maximum of the times from sending to acknowledgement."""
-    losses: int = 0
-    """How often in a row what was sent was taken for lost."""
+    """A decaying maximum of the times from sending to acknowledgement; it doubles with a loss."""
 
     @property
     def has_room(self) -> bool:
@@ -83,7 +79,6 @@ class Progress:
             self.round_trip_us = max(now_us - done.sent_us, self.round_trip_us * 7 // 8)
         news = match_index > self.match_index
         if news:
-            self.losses = 0
             self.match_index = match_index
             self.next_index = max(self.next_index, match_index + 1)
         if self.probing and match_index >= self.next_index - 1:
@@ -122,11 +117,9 @@ class Progress:
         What the follower holds and has not saved is only slow: it is not sent again. What it has
         saved it did acknowledge. The oldest append that is neither tells: later ones may have left
         after the follower spoke. The patience is at least `patience_us` and twice the slowest round
-        trip of late, and doubles with each loss in a row: on a thin link what is still on its way
-        must not be sent once more.
+        trip of late: on a thin link what is still on its way must not be sent once more.
         """
-        patience_us = max(patience_us, 2 * self.round_trip_us) << self.losses
-        patience_us = min(patience_us, MAX_PATIENCE_US)
+        patience_us = min(max(patience_us, 2 * self.round_trip_us), MAX_PATIENCE_US)
         if self.probing:
             return self.probe_sent_us is not None and now_us - self.probe_sent_us >= patience_us
         for append in self.inflight:
@@ -134,7 +127,12 @@ class Progress:
                 return now_us - append.sent_us >= patience_us
         return False
 
-    def retry(self) -> None:
-        """Sends again: a lost probe as it was, else from behind what is known to match."""
-        self.losses = min(self.losses + 1, MAX_LOSSES)
+    def retry(self, *, patience_us: int) -> None:
+        """Sends again: a lost probe as it was, else from behind what is known to match.
+
+        The round trip is taken for twice as long, for it may have been slow rather than lost, and
+        shrinks again with acknowledgements (as TCP's timer does, RFC 6298 §5.5).
+        """
+        slower_us = max(patience_us, 2 * self.round_trip_us)
+        self.round_trip_us = min(slower_us, MAX_PATIENCE_US // 2)
         self.probe_from(self.next_index if self.probing else self.match_index + 1)

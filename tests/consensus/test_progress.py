@@ -161,7 +161,7 @@ def test_lost_probe_is_repeated_at_its_place() -> None:
     """Nothing is known to match yet: behind that would be the whole chain."""
     progress = Progress(next_index=5_000, last_heard_us=0)
     progress.sent(last_index=4_999, blocks=0, size_bytes=0, now_us=0)
-    progress.retry()
+    progress.retry(patience_us=PATIENCE_US)
     assert (5_000, True, True) == (progress.next_index, progress.probing, progress.has_room)
 
 
@@ -169,7 +169,7 @@ def test_lost_append_is_repeated_from_what_matches() -> None:
     """By one probe, that brings the first blocks along."""
     progress = replicating()
     send(progress, blocks=4)
-    progress.retry()
+    progress.retry(patience_us=PATIENCE_US)
     assert (11, True, 0) == (progress.next_index, progress.probing, progress.inflight_blocks)
 
 
@@ -229,7 +229,7 @@ def test_invariants_hold_in_any_order(events: list[tuple[str, int, bool]]) -> No
         elif event == "reject":
             progress.rejected(previous_index=progress.next_index - flag, retry_from=number)
         elif event == "retry":
-            progress.retry()
+            progress.retry(patience_us=PATIENCE_US)
         assert progress.match_index < progress.next_index
         assert progress.inflight_blocks == sum(append.blocks for append in progress.inflight)
         assert progress.inflight_bytes == sum(append.size_bytes for append in progress.inflight)
@@ -251,7 +251,7 @@ def test_patience_follows_the_slowest_round_trip() -> None:
 
 
 def test_patience_doubles_with_each_loss_and_has_an_end() -> None:
-    """Whoever does not answer is not flooded, and is never given up."""
+    """Whoever does not answer is not flooded nor given up; acknowledgements shrink it again."""
     progress = replicating()
     waits = []
     for _ in range(20):
@@ -260,8 +260,12 @@ def test_patience_doubles_with_each_loss_and_has_an_end() -> None:
         while not looks_lost(progress, last=10, saved=10, now_us=wait_us):
             wait_us *= 2
         waits.append(wait_us)
-        progress.retry()
+        progress.retry(patience_us=PATIENCE_US)
     assert [PATIENCE_US, 2 * PATIENCE_US, 4 * PATIENCE_US] == waits[:3]
     assert waits[-1] <= 2 * MAX_PATIENCE_US
     progress.acknowledged(11, 0)
-    assert 0 == progress.losses
+    for index in range(12, 120):
+        send(progress, now_us=0)
+        progress.acknowledged(index, 0)
+    send(progress, now_us=0)
+    assert looks_lost(progress, last=119, saved=119, now_us=2 * PATIENCE_US)
