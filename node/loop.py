@@ -96,8 +96,8 @@ class MemberLoop:
         self._running = False
 
     async def close(self) -> None:
-        """Waits for the save under way."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        """Waits for the save and the read under way, so that the chain can be closed."""
+        await asyncio.to_thread(self._reader.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._writer.shutdown)
 
     def submit(self, submission: Submission) -> None:
@@ -226,11 +226,17 @@ class MemberLoop:
         for one in recorded:
             by_index[one.place.index].append(one)
         for index in sorted(by_index):
-            work = self._loop.run_in_executor(self._reader, self._read_block, index)
-            work.add_done_callback(partial(self._on_read_block, by_index[index]))
+            asked = by_index[index]
+            work = self._loop.run_in_executor(self._reader, self._read_block, index, asked)
+            work.add_done_callback(partial(self._on_read_block, asked))
 
-    def _read_block(self, index: int) -> Block | None:
-        """A block that is damaged on this disk has no answer; it must not end the node."""
+    def _read_block(self, index: int, asked: Sequence[Recorded]) -> Block | None:
+        """A block that is damaged on this disk has no answer; it must not end the node.
+
+        Nor is one read for callers who have all given up: their queue would never end.
+        """
+        if all(one.submission.is_done for one in asked):
+            return None
         try:
             return self._chain.block(index)
         except DamagedBlockError as error:

@@ -25,6 +25,7 @@ from node.outcomes import (
     Wait,
 )
 from node.server import Node
+from node.submissions import Submission
 from storage.errors import BlockNotFoundError, StorageFailedError
 
 if TYPE_CHECKING:
@@ -310,6 +311,26 @@ async def test_retries_of_old_transactions_are_answered_from_disk(tmp_path: Path
         )
         assert first == again
         assert first == (await node.receipt_status(one.bytes)).receipt
+
+
+@pytest.mark.asyncio
+async def test_blocks_are_not_read_for_callers_who_gave_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retries of old transactions that time out do not keep the reader busy."""
+    config = cluster_folders(tmp_path, 1)[0]
+    async with Node(config) as node:
+        receipt = await node.record_transaction(user_id="ada", kind="note", payload=1)
+        raw = (await node.block(receipt.index)).transactions[receipt.position]
+        node._raft.log._recent.clear()
+        read: list[int] = []
+        monkeypatch.setattr(node._chain, "block", read.append)
+        gave_up = Submission([raw], wait=Wait.COMMITTED, on_done=lambda _outcomes: None)
+        node._replica.submit(gave_up)
+        (asked,) = node._replica.pump().recorded
+        node._replica.expire(gave_up)
+        assert node._loop._read_block(receipt.index, [asked]) is None
+        assert [] == read
 
 
 @pytest.mark.asyncio
