@@ -107,6 +107,7 @@ class Rule(StrEnum):
     SEALER = "sealer"
     SIGNATURE = "signature"
     SIZE = "size"
+    MEMBERSHIP = "membership"
 
 
 class InvalidBlockError(ValueError):

@@ -14,11 +14,11 @@ from consensus.messages import AppendRejection, AppendReply
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Collection
+    from collections.abc import Sequence
 
     from consensus.block import Block
     from consensus.log import Log
-    from consensus.messages import Append, MemberId
+    from consensus.messages import Append
 
 
 class ContradictionError(Exception):
@@ -28,18 +28,10 @@ class ContradictionError(Exception):
 class Intake:
     """Takes the appends of the leader of the present term into a log."""
 
-    def __init__(
-        self,
-        log: Log,
-        cluster_id: bytes,
-        *,
-        sealers: Collection[MemberId],
-        dropped: Counter[str],
-    ) -> None:
-        """`sealers` are the members whose blocks are taken; what is refused counts in `dropped`."""
+    def __init__(self, log: Log, cluster_id: bytes, *, dropped: Counter[str]) -> None:
+        """What is refused counts in `dropped`, by the rule that it breaks."""
         self._log = log
         self._cluster_id = cluster_id
-        self._sealers = sealers
         self._dropped = dropped
 
     def take(self, append: Append) -> AppendReply | AppendRejection:
@@ -57,6 +49,29 @@ class Intake:
         if previous <= self._log.last_index:
             self._check_may_differ(previous, append.previous_term)
         return self._rejection(append)
+
+    def take_committed(self, first: int, blocks: Sequence[bytes]) -> int:
+        """Takes blocks from `first` on that another member holds as committed.
+
+        Returns the index through which our log equals that member's; nothing is taken where that
+        cannot be told, since blocks before `first` are not known to be committed here.
+
+        Raises:
+            ContradictionError: as in `take`.
+        """
+        log = self._log
+        if not 0 < first <= log.commit_index + 1:
+            return log.commit_index
+        index = first - 1
+        for raw in blocks:
+            try:
+                if index + 1 > log.commit_index:
+                    self._enter(decode_block(raw), index + 1)
+            except InvalidBlockError as error:
+                self._dropped[f"invalid block: {error.rule}"] += 1
+                break
+            index += 1
+        return max(index, log.commit_index)
 
     def _rejection(self, append: Append) -> AppendRejection:
         """Says from where the leader should go on."""
@@ -92,18 +107,25 @@ class Intake:
             InvalidBlockError: it breaks a rule of the chain.
             ContradictionError: it would take the place of a block that must stay.
         """
-        if index <= self._log.last_index and self._log.hash_at(index) == block.hash:
-            return True
-        parent = self._log.tip_at(index - 1)
-        tip = verify_block(parent, block, cluster_id=self._cluster_id, sealers=self._sealers)
         if block.term > leader_term:
             self._dropped["block of a future term"] += 1
             return False
-        if index <= self._log.last_index:
-            self._check_may_differ(index, block.term)
-            self._log.truncate_from(index)
-        self._log.append(block, tip)
+        self._enter(block, index)
         return True
+
+    def _enter(self, block: Block, index: int) -> None:
+        """The block stands at `index` from now on, if it may; what contradicts it gives way."""
+        log = self._log
+        if index <= log.last_index and log.hash_at(index) == block.hash:
+            return
+        parent = log.tip_at(index - 1)
+        electors = log.roster.electors(index)
+        tip = verify_block(parent, block, cluster_id=self._cluster_id, sealers=electors)
+        log.roster.verify(block)
+        if index <= log.last_index:
+            self._check_may_differ(index, block.term)
+            log.truncate_from(index)
+        log.append(block, tip)
 
     def _check_may_differ(self, index: int, term: int) -> None:
         """Our block at `index` differs from the leader's, which is of `term`: is that lawful?"""

@@ -8,18 +8,33 @@ send and on `quorum` for what a majority has reached.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
 
-from consensus.messages import Append, Heartbeat, ReadReply
+from consensus.changes import Change, ChangeError, ChangeKind, ChangeRefusal
+from consensus.learners import Round
+from consensus.messages import (
+    Append,
+    AppendRejection,
+    AppendReply,
+    Heartbeat,
+    HeartbeatReply,
+    ReadReply,
+    ReadRequest,
+    TimeoutNow,
+)
 from consensus.progress import Progress
 from consensus.quorum import majority_index, majority_of
 from consensus.ready import ConfirmedRead, Outgoing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
+    from consensus.changes import Membership
     from consensus.log import Log
-    from consensus.messages import AppendRejection, AppendReply, HeartbeatReply, MemberId
+    from consensus.membership import Member
+    from consensus.messages import MemberId
+
+    FollowersMail = AppendReply | AppendRejection | HeartbeatReply | ReadRequest
 
 MAX_APPEND_BYTES: Final = 2 << 20
 """Blocks of one append, in bytes, so that a frame stays well below the peers' 4 MiB."""
@@ -58,57 +73,188 @@ class ReadRound(NamedTuple):
     readers: tuple[Reader, ...]
 
 
+class Transfer:
+    """The leadership is on its way to `target`, or stays here once `deadline_us` has passed."""
+
+    __slots__ = ("asked_us", "deadline_us", "target")
+
+    def __init__(self, target: MemberId, deadline_us: int) -> None:
+        self.target = target
+        self.deadline_us = deadline_us
+        self.asked_us: int | None = None
+
+
 class Leadership:
     """One reign: from election to stepping down."""
 
     def __init__(
-        self, *, term: int, followers: Iterable[MemberId], log: Log, config: RaftConfig, now_us: int
+        self, *, term: int, member: MemberId, log: Log, config: RaftConfig, now_us: int
     ) -> None:
         """Starts with every follower probed just behind the log's end (paper, figure 2)."""
         self._term = term
+        self._member = member
         self._log = log
         self._config = config
-        self.followers = {
-            member: Progress(next_index=log.last_index + 1, last_heard_us=now_us)
-            for member in sorted(followers)
-        }
-        self._told_commit = dict.fromkeys(self.followers, 0)
+        self.followers: dict[MemberId, Progress] = {}
+        self._told_commit: dict[MemberId, int] = {}
+        self._rounds: dict[MemberId, Round] = {}
         self._round = 0
         self._next_heartbeat_us = now_us
         self._waiting: list[Reader] = []
         self._read_round: ReadRound | None = None
         self.confirmed_reads: list[ConfirmedRead] = []
+        self.transfer: Transfer | None = None
+        self.note_members(now_us)
 
     @property
     def next_heartbeat_us(self) -> int:
         """When the next heartbeat is due."""
         return self._next_heartbeat_us
 
+    def note_members(self, now_us: int) -> None:
+        """Follow the latest membership: new members are sent to, those that left are not."""
+        membership = self._log.roster.latest
+        for gone in self.followers.keys() - membership.keys:
+            del self.followers[gone]
+            del self._told_commit[gone]
+        for member in sorted(membership.keys - self.followers.keys() - {self._member}):
+            self.followers[member] = Progress(
+                next_index=self._log.last_index + 1, last_heard_us=now_us
+            )
+            self._told_commit[member] = 0
+        for member in self._rounds.keys() - membership.learners:
+            del self._rounds[member]
+        for member in membership.learners - self._rounds.keys() - {self._member}:
+            self._rounds[member] = Round(self._log.last_index, now_us)
+
     def in_contact(self, *, now_us: int, within_us: int) -> bool:
         """Whether a majority, this member included, was heard from within that time."""
-        heard = sum(now_us - p.last_heard_us < within_us for p in self.followers.values())
-        return heard + 1 >= self._majority
+        return self.reaches_quorum(self._log.roster.latest, now_us=now_us, within_us=within_us)
+
+    def reaches_quorum(self, membership: Membership, *, now_us: int, within_us: int) -> bool:
+        """Whether a majority of those voters was heard from within that time."""
+        return self._is_majority(
+            membership, lambda follower: now_us - follower.last_heard_us < within_us
+        )
 
     def commit_index(self) -> int:
         """The commit index that the followers' progress allows.
 
         "Only log entries from the leader's current term are committed by counting replicas; … then
-        all prior entries are committed indirectly" (paper §5.4.2, figure 8).
+        all prior entries are committed indirectly" (paper §5.4.2, figure 8). A leader that is no
+        voter "does not include itself in majorities" (dissertation §4.2.2).
         """
-        matches = [progress.match_index for progress in self.followers.values()]
-        candidate = majority_index([self._log.saved_index, *matches])
+        candidate = majority_index(
+            [
+                self._log.saved_index
+                if voter == self._member
+                else self.followers[voter].match_index
+                for voter in self._log.roster.latest.voters
+            ]
+        )
         if candidate > self._log.commit_index and self._log.term_at(candidate) == self._term:
             return candidate
         return self._log.commit_index
 
-    def on_append_reply(self, source: MemberId, reply: AppendReply, now_us: int) -> None:
+    def successor(self, now_us: int) -> MemberId | None:
+        """The voter to hand over to: in contact, and with the longest log, the quickest first."""
+        voters = self._log.roster.latest.voters
+        within_us = self._config.election_min_us
+        able = [
+            (progress.match_index, -progress.round_trip_us, member)
+            for member, progress in self.followers.items()
+            if member in voters and now_us - progress.last_heard_us < within_us
+        ]
+        return max(able)[-1] if able else None
+
+    def plan(self, change: Change, now_us: int) -> None:
+        """Check that `change` may be sealed now.
+
+        None before a commit in the own term: else two leaders in turn might each make a change
+        that the other does not know, and count different majorities (Ongaro, "bug in single-server
+        membership changes", raft-dev, 2015). One at a time (dissertation §4.1).
+
+        Raises:
+            ChangeError: it may not.
+        """
+        log = self._log
+        if self.transfer is not None:
+            raise ChangeError(ChangeRefusal.TRANSFER_UNDER_WAY, "the leadership is being handed on")
+        if log.term_at(log.commit_index) != self._term:
+            detail = "the leader has not committed a block of its own term yet"
+            raise ChangeError(ChangeRefusal.NO_COMMIT_IN_TERM, detail)
+        if log.roster.latest_index > log.commit_index:
+            detail = f"block {log.roster.latest_index} changes the members and is not committed yet"
+            raise ChangeError(ChangeRefusal.CHANGE_UNDER_WAY, detail)
+        log.roster.plan(change)
+        if change.kind is ChangeKind.RECOVER:
+            raise ChangeError(ChangeRefusal.INVALID, "a cluster with a leader has its quorum")
+        if change.kind is ChangeKind.PROMOTE and not self._is_near(change.member.public_key):
+            detail = f"{change.member.name} is still too far behind to vote"
+            raise ChangeError(ChangeRefusal.NOT_CAUGHT_UP, detail)
+        after = log.roster.latest.after(change)
+        if not self.reaches_quorum(after, now_us=now_us, within_us=self._config.election_max_us):
+            detail = "too few of the voters that would be left are in contact"
+            raise ChangeError(ChangeRefusal.NO_QUORUM, detail)
+
+    def begin_transfer(self, target: MemberId | None, now_us: int) -> MemberId:
+        """See `Raft.transfer_leadership`."""
+        target = target or self.successor(now_us)
+        if target is None:
+            raise ChangeError(ChangeRefusal.NO_QUORUM, "no other voter is in contact")
+        if target == self._member or target not in self._log.roster.latest.voters:
+            raise ChangeError(ChangeRefusal.INVALID, "the next leader is to be another voter")
+        self.transfer = Transfer(target, now_us + self._config.election_max_us)
+        return target
+
+    def promotion(self, now_us: int) -> Change | None:
+        """The promotion of a learner that is due and may be made now, if there is one."""
+        for member in self._log.roster.latest.members:
+            heard = self.followers.get(member.public_key)
+            if heard is None or now_us - heard.last_heard_us >= self._config.election_min_us:
+                continue
+            if self._is_near(member.public_key) and self._may_promote(member, now_us):
+                return Change(ChangeKind.PROMOTE, member)
+        return None
+
+    def is_overtaken(self) -> bool:
+        """Whether a voter has saved more of this log than this member itself."""
+        voters = self._log.roster.latest.voters
+        return any(
+            progress.match_index > self._log.saved_index
+            for member, progress in self.followers.items()
+            if member in voters
+        )
+
+    def step(self, source: MemberId, message: FollowersMail, now_us: int) -> None:
+        """Takes what one of the followers tells or asks."""
+        match message:
+            case AppendReply():
+                self._on_append_reply(source, message, now_us)
+            case AppendRejection():
+                self._on_append_rejection(source, message, now_us)
+            case HeartbeatReply():
+                self._on_heartbeat_reply(source, message, now_us)
+            case ReadRequest():
+                self.read(Reader(source, message.token))
+            case _:
+                assert_never(message)
+
+    def _on_append_reply(self, source: MemberId, reply: AppendReply, now_us: int) -> None:
         """A follower holds everything through the reply's match index."""
         progress = self.followers[source]
         progress.last_heard_us = now_us
         if reply.match_index <= self._log.last_index:
             progress.acknowledged(reply.match_index, now_us)
+        if source in self._rounds:
+            self._rounds[source].acknowledged(
+                progress.match_index,
+                last_index=self._log.last_index,
+                now_us=now_us,
+                within_us=self._config.election_min_us,
+            )
 
-    def on_append_rejection(self, source: MemberId, reply: AppendRejection, now_us: int) -> None:
+    def _on_append_rejection(self, source: MemberId, reply: AppendRejection, now_us: int) -> None:
         """A follower's log differs: probe at the last place where both could agree.
 
         The hint skips all of the follower's blocks of a higher term; our own last block at or below
@@ -118,12 +264,15 @@ class Leadership:
         progress.last_heard_us = now_us
         agree = self._log.last_at_or_below_term(reply.hint_index, reply.hint_term)
         progress.rejected(previous_index=reply.previous_index, retry_from=agree + 1)
+        self._leave_to_fetch(progress)
 
-    def on_heartbeat_reply(self, source: MemberId, reply: HeartbeatReply, now_us: int) -> None:
+    def _on_heartbeat_reply(self, source: MemberId, reply: HeartbeatReply, now_us: int) -> None:
         """A follower still follows; what it lost on the way is noticed here."""
         progress = self.followers[source]
         progress.last_heard_us = now_us
         progress.echoed_round = max(progress.echoed_round, min(reply.round, self._round))
+        if progress.fetching and reply.last_index + 1 >= self._log.window_start:
+            progress.come_near(min(reply.last_index, self._log.last_index) + 1)
         patience_us = 2 * self._config.heartbeat_us
         lost = progress.looks_lost(
             follower_last=reply.last_index,
@@ -147,10 +296,11 @@ class Leadership:
         """Everything that should leave now: confirmed reads, appends, heartbeats, commit news."""
         out = self._confirm_reads()
         new_round = self._start_read_round()
-        if not self.followers:
+        if new_round:
             out += self._confirm_reads()
         appended = set()
         for member, progress in self.followers.items():
+            self._leave_to_fetch(progress)
             while progress.has_room and self._due(progress):
                 out.append(Outgoing(member, self._append_for(progress, now_us)))
                 self._told_commit[member] = self._log.commit_index
@@ -162,11 +312,43 @@ class Leadership:
             out += [Outgoing(m, self._heartbeat(m, self._round)) for m in self.followers]
         else:
             out += self._commit_news(appended)
-        return out
+        return out + self._ask_successor(now_us)
 
-    @property
-    def _majority(self) -> int:
-        return majority_of(len(self.followers) + 1)
+    def _ask_successor(self, now_us: int) -> list[Outgoing]:
+        """Tells the successor to campaign once it has all, and again after a heartbeat's time."""
+        transfer = self.transfer
+        if transfer is None:
+            return []
+        if self.followers[transfer.target].match_index < self._log.last_index:
+            return []
+        if transfer.asked_us is not None and now_us - transfer.asked_us < self._config.heartbeat_us:
+            return []
+        transfer.asked_us = now_us
+        return [Outgoing(transfer.target, TimeoutNow(self._term))]
+
+    def _is_majority(self, membership: Membership, says_yes: Callable[[Progress], bool]) -> bool:
+        """Whether this member, if it votes, and the followers that say yes are a majority."""
+        agreed = sum(
+            voter == self._member or (voter in self.followers and says_yes(self.followers[voter]))
+            for voter in membership.voters
+        )
+        return agreed >= majority_of(len(membership.voters))
+
+    def _is_near(self, member: MemberId) -> bool:
+        """Whether a learner's last round of replication was a short one."""
+        return member in self._rounds and self._rounds[member].was_short
+
+    def _may_promote(self, member: Member, now_us: int) -> bool:
+        try:
+            self.plan(Change(ChangeKind.PROMOTE, member), now_us)
+        except ChangeError:
+            return False
+        return True
+
+    def _leave_to_fetch(self, progress: Progress) -> None:
+        """What is not in memory is never read from the disk for a follower: it fetches that."""
+        if not progress.fetching and progress.next_index < self._log.window_start:
+            progress.leave_to_fetch()
 
     def _due(self, progress: Progress) -> bool:
         return progress.probing or progress.next_index <= self._log.last_index
@@ -195,7 +377,8 @@ class Leadership:
         """A heartbeat names no commit index beyond what the follower is known to hold."""
         known = min(self._log.commit_index, self.followers[member].match_index)
         self._told_commit[member] = max(known, self._told_commit[member])
-        return Heartbeat(term=self._term, commit_index=known, round=contact_round)
+        fetch_through = self._log.commit_index if self.followers[member].fetching else 0
+        return Heartbeat(self._term, known, contact_round, fetch_through)
 
     def _commit_news(self, appended: set[MemberId]) -> list[Outgoing]:
         """Tells followers of a new commit at once, so that their clients need not wait."""
@@ -225,8 +408,9 @@ class Leadership:
         reads = self._read_round
         if reads is None:
             return []
-        echoes = sum(p.echoed_round >= reads.round for p in self.followers.values())
-        if echoes + 1 < self._majority:
+        if not self._is_majority(
+            self._log.roster.latest, lambda follower: follower.echoed_round >= reads.round
+        ):
             return []
         self._read_round = None
         replies = []

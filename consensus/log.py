@@ -5,7 +5,7 @@ a window of recent ones in memory, so that replication rarely reads the disk. Te
 (one for each reign), which makes skipping whole terms a binary search.
 
 Invariants: `applied <= min(commit, saved)`, `commit <= last`, `saved <= last`; blocks at or below
-`commit_index` are never truncated.
+`commit_index` are never truncated; blocks above it are all in memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from consensus.block import tip_after
+from consensus.roster import Roster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,9 @@ class ChainView(Protocol):
 
     def term_starts(self) -> list[tuple[int, int]]:
         """(first index, term) of each run of equal terms, ascending."""
+
+    def change_indexes(self) -> list[int]:
+        """The saved blocks that change the membership, ascending."""
 
     def tip(self, index: int) -> Tip:
         """The tip after the saved block at `index`."""
@@ -59,8 +63,17 @@ class Log:
         self.applied_index = applied_index
         self._save_cursor = chain.last_index
         self._truncate_from: int | None = None
+        self.roster = Roster(self._saved(0), map(self._saved, chain.change_indexes()))
         assert applied_index <= commit_index, "applied blocks are committed"
         assert commit_index <= self.saved_index, "a commit index is saved with its blocks"
+        self._tips[commit_index] = chain.tip(commit_index)
+        for index in range(commit_index + 1, chain.last_index + 1):
+            self._remember(self._saved(index), chain.tip(index))
+
+    @property
+    def window_start(self) -> int:
+        """The first block in memory; all after it, and all that is not committed, are there too."""
+        return self.last_index + 1 - len(self._recent)
 
     @property
     def last_index(self) -> int:
@@ -109,9 +122,8 @@ class Log:
         assert block.term >= self.last_term, "terms never fall"
         if block.term > self.last_term:
             self._term_starts.append((block.index, block.term))
-        self._recent[block.index] = block
-        self._recent_bytes += block.size_bytes
-        self._tips[block.index] = tip
+        self._remember(block, tip)
+        self.roster.append(block)
         self.last_tip = tip
 
     def truncate_from(self, index: int) -> None:
@@ -120,9 +132,11 @@ class Log:
         assert index <= self.last_index, f"no block at {index}"
         tip = self.tip_at(index - 1)
         for gone in range(index, self.last_index + 1):
-            self._forget(gone)
+            self._recent_bytes -= self._recent.pop(gone).size_bytes
+            del self._tips[gone]
         while self._term_starts[-1][0] >= index:
             self._term_starts.pop()
+        self.roster.truncate_from(index)
         self.last_tip = tip
         if index <= self._save_cursor:
             self._save_cursor = index - 1
@@ -186,15 +200,18 @@ class Log:
             blocks.append(block)
         return blocks
 
+    def _saved(self, index: int) -> Block:
+        (block,) = self._chain.blocks(index, max_blocks=1, max_bytes=0)
+        return block
+
+    def _remember(self, block: Block, tip: Tip) -> None:
+        self._recent[block.index] = block
+        self._recent_bytes += block.size_bytes
+        self._tips[block.index] = tip
+
     def _holds(self, block: Block) -> bool:
         held = self._recent.get(block.index)
         return held is not None and held.hash == block.hash
-
-    def _forget(self, index: int) -> None:
-        self._tips.pop(index, None)
-        block = self._recent.pop(index, None)
-        if block is not None:
-            self._recent_bytes -= block.size_bytes
 
     def _trim(self) -> None:
         """Drops applied blocks beyond the window, oldest first; dicts keep the order of entry."""
@@ -204,7 +221,9 @@ class Log:
             oldest = next(iter(self._recent))
             if oldest >= self.applied_index:
                 return
-            self._forget(oldest)
+            self._recent_bytes -= self._recent.pop(oldest).size_bytes
+            # The tip before the window stays: an append that starts with the window names it.
+            self._tips.pop(oldest - 1, None)
 
 
 def extend(log: Log, block: Block) -> None:

@@ -176,6 +176,19 @@ def dump_genesis(genesis: Genesis) -> str:
     return json.dumps(_to_document(genesis), indent=2, ensure_ascii=False) + "\n"
 
 
+def check_members(members: Sequence[Member]) -> None:
+    """Check how many they are, each by itself, and that no two share what must be one's own.
+
+    Raises GenesisError, whose path counts them in the order given.
+    """
+    if not 1 <= len(members) <= MAX_MEMBERS:
+        raise GenesisError("$.members", f"must be 1 to {MAX_MEMBERS} members, not {len(members)}")
+    for position, member in enumerate(members):
+        _check_member(f"$.members[{position}]", member)
+    for field in ("name", "public_key", "peer"):
+        _check_unique(field, [getattr(member, field) for member in members])
+
+
 def _genesis_transaction(genesis: Genesis) -> bytes:
     """Make the only transaction of block 0; its id follows from its payload."""
     payload = _to_document(genesis)
@@ -266,12 +279,7 @@ def _validate(name: str, created_us: int, members: Sequence[Member]) -> None:
     _check_name("$.name", name)
     if not 0 <= created_us <= MAX_TIMESTAMP_US:
         raise GenesisError("$.created", "must be from the year 1970 to 9999")
-    if not 1 <= len(members) <= MAX_MEMBERS:
-        raise GenesisError("$.members", f"must be 1 to {MAX_MEMBERS} members, not {len(members)}")
-    for position, member in enumerate(members):
-        _check_member(f"$.members[{position}]", member)
-    for field in ("name", "public_key", "peer"):
-        _check_unique(field, [getattr(member, field) for member in members])
+    check_members(members)
 
 
 def _check_unique(field: str, values: list[object]) -> None:

@@ -38,11 +38,16 @@ class PreVoteReply(Message, frozen=True):
 
 
 class VoteRequest(Message, frozen=True):
-    """Asks for a vote in `term` (paper §5.2, §5.4.1)."""
+    """Asks for a vote in `term` (paper §5.2, §5.4.1).
+
+    `transfer` says that the leader itself asked for this election (dissertation §4.2.3), so that
+    those who hear from the leader vote all the same.
+    """
 
     term: int
     last_index: int
     last_term: int
+    transfer: bool
 
 
 class VoteReply(Message, frozen=True):
@@ -93,11 +98,14 @@ class Heartbeat(Message, frozen=True):
 
     `round` numbers the leader's rounds of contact: a majority's echo proves that the leader was
     still the leader when the round began (ReadIndex, dissertation §6.4). Round 0 wants no reply.
+    `fetch_through` is 0, or the index of a committed block to a follower that is too far behind to
+    be sent blocks: it fetches them, from whichever member it likes.
     """
 
     term: int
     commit_index: int
     round: int
+    fetch_through: int
 
 
 class HeartbeatReply(Message, frozen=True):
@@ -113,6 +121,12 @@ class HeartbeatReply(Message, frozen=True):
     saved_index: int
 
 
+class TimeoutNow(Message, frozen=True):
+    """The leader hands over: campaign at once (dissertation §3.10)."""
+
+    term: int
+
+
 class ReadRequest(Message, frozen=True):
     """A follower asks the leader for a read index; `token` is the follower's own name for it."""
 
@@ -126,6 +140,24 @@ class ReadReply(Message, frozen=True):
     term: int
     token: int
     read_index: int
+
+
+class BlocksRequest(Message, frozen=True):
+    """Asks any member for committed blocks from `first` through `through`."""
+
+    first: int
+    through: int
+
+
+class BlocksReply(Message, frozen=True):
+    """Committed blocks from `first`, encoded: as many as were asked for, or fit, or are there.
+
+    `commit_index` is how far the sender could go on.
+    """
+
+    first: int
+    commit_index: int
+    blocks: tuple[bytes, ...]
 
 
 class Forward(Message, frozen=True):
@@ -155,8 +187,11 @@ AnyMessage = (
     | AppendRejection
     | Heartbeat
     | HeartbeatReply
+    | TimeoutNow
     | ReadRequest
     | ReadReply
+    | BlocksRequest
+    | BlocksReply
     | Forward
     | ForwardRefusal
 )
@@ -171,6 +206,7 @@ RaftMessage = (
     | AppendRejection
     | Heartbeat
     | HeartbeatReply
+    | TimeoutNow
     | ReadRequest
     | ReadReply
 )

@@ -2,7 +2,9 @@
 
 A follower is *probed* with one append at a time until one fits, then *replicated to*: appends leave
 before earlier ones are answered, within the window of `MAX_INFLIGHT_BLOCKS` and
-`MAX_INFLIGHT_BYTES` (dissertation §10.2.2). Relies on nothing; time comes in as microseconds.
+`MAX_INFLIGHT_BYTES` (dissertation §10.2.2). One that needs blocks which the leader has no longer in
+memory *fetches* them, from any member, and is probed again when it has come near. Relies on
+nothing; time comes in as microseconds.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Progress:
     match_index: int = 0
     echoed_round: int = 0
     probing: bool = True
+    fetching: bool = False
     probe_sent_us: int | None = None
     inflight: deque[Inflight] = field(default_factory=deque)
     inflight_blocks: int = 0
@@ -48,6 +51,8 @@ class Progress:
     @property
     def has_room(self) -> bool:
         """Whether another append may be sent now."""
+        if self.fetching:
+            return False
         if self.probing:
             return self.probe_sent_us is None
         return (
@@ -70,34 +75,41 @@ class Progress:
         self.inflight_blocks += blocks
         self.inflight_bytes += size_bytes
 
-    def acknowledged(self, match_index: int, now_us: int) -> bool:
-        """The follower holds everything through `match_index`; False if that was known."""
+    def acknowledged(self, match_index: int, now_us: int) -> None:
+        """The follower holds everything through `match_index`."""
         while self.inflight and self.inflight[0].last_index <= match_index:
             done = self.inflight.popleft()
             self.inflight_blocks -= done.blocks
             self.inflight_bytes -= done.size_bytes
             self.round_trip_us = max(now_us - done.sent_us, self.round_trip_us * 7 // 8)
-        news = match_index > self.match_index
-        if news:
+        if match_index > self.match_index:
             self.match_index = match_index
             self.next_index = max(self.next_index, match_index + 1)
-        if self.probing and match_index >= self.next_index - 1:
+        if self.probing and not self.fetching and match_index >= self.next_index - 1:
             self.probing = False
             self.probe_sent_us = None
-        return news
 
-    def rejected(self, *, previous_index: int, retry_from: int) -> bool:
+    def rejected(self, *, previous_index: int, retry_from: int) -> None:
         """The follower lacks `previous_index`: go on probing from `retry_from`.
 
-        Returns False for a rejection that is out of date: of an index known to match, or of another
-        probe than the one that is out.
+        Nothing happens for a rejection that is out of date: of an index known to match, or of
+        another probe than the one that is out.
         """
-        if previous_index <= self.match_index:
-            return False
+        if previous_index <= self.match_index or self.fetching:
+            return
         if self.probing and previous_index != self.next_index - 1:
-            return False
+            return
         self.probe_from(max(self.match_index + 1, retry_from))
-        return True
+
+    def leave_to_fetch(self) -> None:
+        """The blocks it needs next are not in memory: it is sent none until it has come near."""
+        self.probe_from(self.next_index)
+        self.fetching = True
+
+    def come_near(self, next_index: int) -> None:
+        """Its log reaches blocks that are in memory: probe there."""
+        self.fetching = False
+        self.probe_from(max(next_index, self.match_index + 1))
 
     def probe_from(self, next_index: int) -> None:
         """Forgets what is in flight and probes at `next_index`."""
@@ -120,6 +132,8 @@ class Progress:
         trip of late: on a thin link what is still on its way must not be sent once more.
         """
         patience_us = min(max(patience_us, 2 * self.round_trip_us), MAX_PATIENCE_US)
+        if self.fetching:
+            return False
         if self.probing:
             return self.probe_sent_us is not None and now_us - self.probe_sent_us >= patience_us
         for append in self.inflight:

@@ -1,8 +1,9 @@
-"""The one place that decides when a message may leave.
+"""What is durable, what is on its way to the disk, and which messages may leave by that.
 
 A message rests on state: the term and the vote it was made in, and the blocks it acknowledges. It
 is let out once all of that is durable ("updated on stable storage before responding to RPCs",
-paper, figure 2), and never after its term is over. Relies on nothing but the messages' terms.
+paper, figure 2), and never after its term is over. At most one save is under way. Relies on the
+messages' terms and on the log for what is not saved yet.
 """
 
 from __future__ import annotations
@@ -10,19 +11,47 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from consensus.messages import HeartbeatReply, PreVoteReply, PreVoteRequest
+from consensus.ready import HardState, Save
 
 if TYPE_CHECKING:
+    from consensus.log import Log
     from consensus.messages import MemberId, RaftMessage
-    from consensus.ready import HardState, Outgoing
+    from consensus.ready import Outgoing
 
 
 class Promises:
-    """Messages that wait for what they promise to be durable."""
+    """The hard state that is durable, the save under way, and the messages that wait for it."""
 
     def __init__(self, durable: HardState) -> None:
-        """`durable` is the hard state that is saved; its owner sets it after each save."""
+        """`durable` is the hard state that is saved."""
         self.durable = durable
+        self._save: Save | None = None
+        self._save_started_us = 0
         self._waiting: list[tuple[Outgoing, int]] = []
+
+    def next_save(self, log: Log, *, term: int, vote: MemberId | None, now_us: int) -> Save | None:
+        """The save to start now: None while one is under way, or where all is durable."""
+        if self._save is not None:
+            return None
+        if self.are_covered(term, vote) and not log.has_unsaved:
+            return None
+        truncate_from, blocks = log.take_save()
+        # The commit index rides along, never ahead of the blocks that this very save makes durable.
+        last_index = blocks[-1].index if blocks else log.saved_index
+        hard_state = HardState(term, vote, min(log.commit_index, last_index))
+        self._save = Save(hard_state, truncate_from, blocks)
+        self._save_started_us = now_us
+        return self._save
+
+    def saved(self, save: Save) -> None:
+        """`save` is durable."""
+        assert save is self._save, "saves end in the order they were given"
+        self._save = None
+        self.durable = save.hard_state
+
+    def saving_us(self, now_us: int) -> int:
+        """How long the save under way has been so; 0 where there is none."""
+        return 0 if self._save is None else now_us - self._save_started_us
 
     def add(self, outgoing: Outgoing, match_index: int) -> None:
         """Keeps a message back that acknowledges the blocks through `match_index`.

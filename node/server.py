@@ -364,7 +364,6 @@ class Node:
                 election_max_us=config.election_timeout_max_ms * MICROS_PER_MILLI,
             ),
             member=self._identity.public_key,
-            voters=frozenset(self._members),
             cluster_id=self.cluster_id,
             sealer=Sealer(self._identity.signing_key, self.cluster_id, self._random),
             chain=self._chain,

@@ -17,6 +17,7 @@ from consensus.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from consensus.changes import holds_change
 from consensus.ready import HardState
 from storage.cache import BlockCache
 from storage.contract import check_links, check_save
@@ -31,6 +32,7 @@ from storage.errors import (
 )
 from storage.history import compact_range, consistency, inclusion
 from storage.rows import (
+    CHANGES_KEY,
     CLUSTER_KEY,
     HARD_STATE_KEY,
     LAYOUT,
@@ -39,7 +41,9 @@ from storage.rows import (
     StoredParts,
     append_block,
     cut_blocks,
+    decode_changes,
     decode_hard_state,
+    encode_changes,
     encode_hard_state,
     number,
     verified_header,
@@ -78,6 +82,7 @@ class ChainStore:
         self._cache = BlockCache(0 if environment.readonly else cache_bytes)
         self.cluster_id = environment.read(self._read_cluster_id)
         self._hard_state = environment.read(self._read_hard_state)
+        self._changes = environment.read(self._read_changes)
         self._tip = environment.read(lambda txn: self._read_tip(txn, self._read_last_index(txn)))
 
     @classmethod
@@ -197,6 +202,12 @@ class ChainStore:
 
         return self._environment.read(work)
 
+    def change_indexes(self) -> list[int]:
+        """Return the indexes of the blocks that change the membership, ascending."""
+        if self._environment.readonly:
+            return self._environment.read(self._read_changes)
+        return list(self._changes)
+
     def header(self, index: int) -> StoredHeader:
         """Return the header at `index`, verified by its digest.
 
@@ -306,6 +317,8 @@ class ChainStore:
         """Make `parent` the tip, append the blocks to it, and return the tip that this leaves."""
         last_index = self._tip.index
         news = None if hard_state == self._hard_state else hard_state
+        changes = [index for index in self._changes if index <= parent.index]
+        changes += [block.index for block in blocks if holds_change(block)]
         needed_bytes = (last_index - parent.index) * _CUT_OVERHEAD_BYTES + sum(
             block.size_bytes + _BLOCK_OVERHEAD_BYTES for block in blocks
         )
@@ -319,9 +332,13 @@ class ChainStore:
             if news is not None:
                 value = encode_hard_state(news)
                 txn.put(HARD_STATE_KEY, value, db=self._databases[META])
+            if changes != self._changes:
+                txn.put(CHANGES_KEY, encode_changes(changes), db=self._databases[META])
             return tip
 
-        return self._environment.write(work, needed_bytes=needed_bytes, may_use_reserve=not blocks)
+        tip = self._environment.write(work, needed_bytes=needed_bytes, may_use_reserve=not blocks)
+        self._changes = changes
+        return tip
 
     def _read_cluster_id(self, txn: Transaction) -> bytes:
         cluster_id = txn.get(CLUSTER_KEY, db=self._databases[META])
@@ -335,6 +352,15 @@ class ChainStore:
         if hard_state is None:
             raise DamagedStoreError(self._environment.path, "its hard state has another digest")
         return hard_state
+
+    def _read_changes(self, txn: Transaction) -> list[int]:
+        """Read where the membership changes; a chain on which it never did has no such row."""
+        raw = txn.get(CHANGES_KEY, db=self._databases[META])
+        changes = [] if raw is None else decode_changes(raw)
+        if changes is None:
+            what = "its list of membership changes has another digest"
+            raise DamagedStoreError(self._environment.path, what)
+        return changes
 
     def _read_last_index(self, txn: Transaction) -> int:
         with txn.cursor(self._databases["headers"]) as cursor:

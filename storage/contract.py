@@ -56,6 +56,9 @@ class Chain(Protocol):
     def term_starts(self) -> list[tuple[int, int]]:
         """(first index, term) of each run of equal terms, ascending; genesis is (0, 0)."""
 
+    def change_indexes(self) -> list[int]:
+        """The indexes of the blocks that change the membership, ascending."""
+
     def header(self, index: int) -> StoredHeader:
         """The header at `index`, verified."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from consensus.block import tip_after
+from consensus.changes import holds_change
 from consensus.merkle import consistency_proof, inclusion_proof, leaf_hash
 from consensus.ready import HardState
 from storage.contract import StoredHeader, check_links, check_save
@@ -104,6 +105,10 @@ class MemoryChain:
             if not starts or block.term > starts[-1][1]:
                 starts.append((block.index, block.term))
         return starts
+
+    def change_indexes(self) -> list[int]:
+        """Return the indexes of the blocks that change the membership, ascending."""
+        return [block.index for block in self._blocks if holds_change(block)]
 
     def header(self, index: int) -> StoredHeader:
         """Return the header at `index`; raises BlockNotFoundError."""

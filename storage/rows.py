@@ -2,7 +2,8 @@
 
 All numbers are big-endian, so that keys sort as numbers:
 
-    meta     "cluster" -> 32 bytes; "hard-state" -> SHA-256 of what follows || msgpack HardState
+    meta     "cluster" -> 32 bytes; "hard-state" -> SHA-256 of what follows || msgpack HardState;
+             "changes" -> SHA-256 of what follows || u64 index of each block of kind membership
     headers  u64 index -> msgpack [header bytes, signature, SHA-256(header bytes || signature)]
     bodies   u64 index -> the body's bytes
     terms    u64 term -> u64 index of the first block of that term
@@ -30,12 +31,15 @@ from storage.errors import DamagedBlockError
 from storage.history import completed_by
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from consensus.block import Block, Tip
     from storage.environment import Databases, Transaction
 
 LAYOUT: Final = Layout("chain", 1, ("headers", "bodies", "terms", "history"))
 CLUSTER_KEY: Final = b"cluster"
 HARD_STATE_KEY: Final = b"hard-state"
+CHANGES_KEY: Final = b"changes"
 NUMBER: Final = Struct(">Q")
 NODE: Final = Struct(">BQ")
 
@@ -146,3 +150,17 @@ def decode_hard_state(raw: bytes) -> HardState | None:
     """Return the hard state a value holds, or None where it is not what was stored."""
     digest, value = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
     return _HARD_STATE_DECODER.decode(value) if sha256(value).digest() == digest else None
+
+
+def encode_changes(indexes: Sequence[int]) -> bytes:
+    """Return the value stored for the blocks that change the membership."""
+    value = b"".join(NUMBER.pack(index) for index in indexes)
+    return sha256(value).digest() + value
+
+
+def decode_changes(raw: bytes) -> list[int] | None:
+    """Return the indexes a value holds, or None where it is not what was stored."""
+    digest, value = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+    if sha256(value).digest() != digest:
+        return None
+    return [index for (index,) in NUMBER.iter_unpack(value)]

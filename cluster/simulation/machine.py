@@ -136,7 +136,6 @@ class Machine:
         raft = Raft(
             config=RaftConfig(),
             member=self.member,
-            voters=self._setting.voters,
             cluster_id=self._setting.genesis.hash,
             sealer=Sealer(self._key, self._setting.genesis.hash, random),
             chain=self.chain,

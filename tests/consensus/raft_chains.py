@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from nacl.signing import SigningKey
 
 from consensus.block import Sealer, encode_transaction, tip_after
+from consensus.changes import holds_change
 from consensus.membership import Genesis, Member, genesis_block
 from consensus.messages import Append
 
@@ -126,6 +127,10 @@ class DurableChain:
             if not starts or starts[-1][1] != block.term:
                 starts.append((block.index, block.term))
         return starts
+
+    def change_indexes(self) -> list[int]:
+        """The saved blocks that change the membership, ascending."""
+        return [block.index for block in self._blocks if holds_change(block)]
 
     def tip(self, index: int) -> Tip:
         """The tip after the saved block at `index`."""

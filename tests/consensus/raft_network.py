@@ -149,7 +149,6 @@ class Network:
         host.raft = Raft(
             config=self.config,
             member=member_id(name),
-            voters=[member_id(other) for other in self.hosts_of_cluster()],
             cluster_id=genesis_of_size(self.size).hash,
             sealer=sealer_of(name, self.size, seed=f"{self.seed} {name} {host.starts}"),
             chain=host.chain,
@@ -194,6 +193,7 @@ class Network:
         """Hands one message to a member."""
         with self._event(name) as raft:
             raft.step(member_id(source), message)
+        self._fetch(name)
 
     def propose(self, name: str, *transactions: bytes) -> Block:
         """Has the leader seal a block."""
@@ -291,7 +291,7 @@ class Network:
         """
         raft = self[name]
         self.now_us += self.config.election_max_us
-        raft._election_due_us = self.now_us
+        raft._patience.due_us = self.now_us
         self.tick(name)
         others = [other for other in self.hosts if other != name]
         for other in others[: majority_of(self.size) - 1]:
@@ -305,8 +305,8 @@ class Network:
         for other in voters:
             # Out of contact with the old leader, but too patient to stand as well.
             raft = self[other]
-            raft._leader_heard_us = self.now_us - self.config.election_min_us
-            raft._election_due_us = self.now_us + 2 * self.config.election_max_us
+            raft._patience.heard_us = self.now_us - self.config.election_min_us
+            raft._patience.due_us = self.now_us + 2 * self.config.election_max_us
         self.stand(name)
         for other in voters:
             self.tick(other)
@@ -352,6 +352,23 @@ class Network:
     def _end_save(self, name: str) -> None:
         self.advance(name)
         self.finish_save(name)
+
+    def _fetch(self, name: str) -> None:
+        """A member that was asked to fetch does so at once, from the first that it can reach."""
+        own = self[name].log
+        if self[name].fetch_through <= own.commit_index:
+            return
+        for other in self.up:
+            log = self[other].log
+            if log.commit_index <= own.commit_index or self.cut & {(name, other), (other, name)}:
+                continue
+            first = own.commit_index + 1
+            count = log.commit_index - own.commit_index
+            blocks = log.blocks_from(first, max_blocks=count, max_bytes=1 << 20)
+            self.say(f"{name} fetches blocks {first} to {blocks[-1].index} from {other}")
+            with self._event(name) as raft:
+                raft.take_fetched(first, [block.encode() for block in blocks])
+            return
 
     # What is checked after every event
 

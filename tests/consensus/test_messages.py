@@ -13,6 +13,8 @@ from consensus.messages import (
     Append,
     AppendRejection,
     AppendReply,
+    BlocksReply,
+    BlocksRequest,
     Forward,
     ForwardRefusal,
     Heartbeat,
@@ -23,6 +25,7 @@ from consensus.messages import (
     RaftMessage,
     ReadReply,
     ReadRequest,
+    TimeoutNow,
     VoteReply,
     VoteRequest,
     decode_message,
@@ -34,15 +37,18 @@ LARGEST = (1 << 63) - 1
 EVERY_MESSAGE: list[AnyMessage] = [
     PreVoteRequest(1, last_index=2, last_term=3),
     PreVoteReply(1, granted=True),
-    VoteRequest(1, last_index=2, last_term=3),
+    VoteRequest(1, last_index=2, last_term=3, transfer=True),
     VoteReply(1, granted=False),
     Append(1, 2, 3, bytes(32), 4, (b"one", b"two")),
     AppendReply(1, match_index=2),
     AppendRejection(1, 2, 3, 4, last_index=5),
-    Heartbeat(1, commit_index=2, round=3),
+    Heartbeat(1, commit_index=2, round=3, fetch_through=4),
     HeartbeatReply(1, round=2, last_index=3, saved_index=4),
+    TimeoutNow(1),
     ReadRequest(1, token=2),
     ReadReply(1, token=2, read_index=3),
+    BlocksRequest(1, through=2),
+    BlocksReply(1, commit_index=2, blocks=(b"one", b"two")),
     Forward(7, (b"one", b"two")),
     ForwardRefusal(7, (bytes(16), bytes(16))),
 ]
@@ -56,7 +62,8 @@ def test_every_message_is_listed() -> None:
         if isinstance(value, type) and issubclass(value, messages.Message)
     } - {messages.Message}
     assert defined == {type(message) for message in EVERY_MESSAGE} == set(AnyMessage.__args__)
-    assert defined - {Forward, ForwardRefusal} == set(RaftMessage.__args__)
+    between_replicas = {BlocksRequest, BlocksReply, Forward, ForwardRefusal}
+    assert defined - between_replicas == set(RaftMessage.__args__)
 
 
 @pytest.mark.parametrize("message", EVERY_MESSAGE, ids=lambda m: type(m).__name__)
@@ -112,7 +119,7 @@ def test_garbage_is_refused(raw: bytes) -> None:
 @pytest.mark.parametrize("position", [1, 2, 3])
 def test_numbers_out_of_range_are_refused(position: int, number: int) -> None:
     """Terms, indexes and rounds count from zero, and can be counted up; the error names them."""
-    fields = ["Heartbeat", 1, 1, 1]
+    fields = ["Heartbeat", 1, 1, 1, 1]
     fields[position] = number
     with pytest.raises(InvalidMessageError, match=r"Heartbeat\.(term|commit_index|round)"):
         decode_message(msgspec.msgpack.encode(fields))
@@ -120,7 +127,7 @@ def test_numbers_out_of_range_are_refused(position: int, number: int) -> None:
 
 def test_largest_numbers_are_accepted() -> None:
     """Everything that 63 bits hold."""
-    message = Heartbeat(LARGEST, commit_index=LARGEST, round=LARGEST)
+    message = Heartbeat(LARGEST, commit_index=LARGEST, round=LARGEST, fetch_through=0)
     assert message == decode_message(encode_message(message))
 
 

@@ -64,7 +64,7 @@ def network_with(terms: list[int], *, commit: int) -> Network:
         ),
         pytest.param(
             0,
-            Heartbeat(3, commit_index=3, round=1),
+            Heartbeat(3, commit_index=3, round=1, fetch_through=0),
             "this member acknowledged blocks that it does not hold any more",
             id="a heartbeat names a commit that was acknowledged and is gone",
         ),
@@ -120,9 +120,9 @@ def test_alarmed_member_takes_no_part() -> None:
         pass
     term = network["a"].term
     network.step("a", "b", PreVoteRequest(9, last_index=9, last_term=9))
-    network.step("a", "b", VoteRequest(9, last_index=9, last_term=9))
+    network.step("a", "b", VoteRequest(9, last_index=9, last_term=9, transfer=False))
     network.step("a", "b", VoteReply(9, granted=True))
-    network.step("a", "b", Heartbeat(9, commit_index=0, round=1))
+    network.step("a", "b", Heartbeat(9, commit_index=0, round=1, fetch_through=0))
     network.read("a", 1)
     for name in "bc":
         network.crash(name)

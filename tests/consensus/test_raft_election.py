@@ -133,7 +133,7 @@ def test_late_vote_is_not_heard() -> None:
     """A vote for a candidacy that was given up makes no leader."""
     network = Network(3)
     network.stand("a")
-    network.step("a", "c", Heartbeat(1, commit_index=0, round=1))
+    network.step("a", "c", Heartbeat(1, commit_index=0, round=1, fetch_through=0))
     network.step("a", "b", VoteReply(1, granted=True))
     assert (Role.FOLLOWER, 1) == (network.role("a"), network["a"].term)
 
@@ -141,10 +141,12 @@ def test_late_vote_is_not_heard() -> None:
 # Stickiness
 
 
-@pytest.mark.parametrize("request_type", [PreVoteRequest, VoteRequest])
-def test_members_stick_to_a_living_leader(
-    request_type: type[PreVoteRequest | VoteRequest],
-) -> None:
+@pytest.mark.parametrize(
+    "request_",
+    [PreVoteRequest(2, last_index=9, last_term=1), VoteRequest(2, 9, 1, transfer=False)],
+    ids=lambda request: type(request).__name__,
+)
+def test_members_stick_to_a_living_leader(request_: PreVoteRequest | VoteRequest) -> None:
     """Leader and follower alike, as long as the minimum election timeout lasts, and no longer.
 
     "If a server receives a RequestVote request within the minimum election timeout of hearing from
@@ -152,22 +154,21 @@ def test_members_stick_to_a_living_leader(
     """
     network = led_network()
     network.bag.clear()
-    request = request_type(2, last_index=9, last_term=1)
-    heard_us = {"a": network.now_us, "b": network["b"]._leader_heard_us}
+    heard_us = {"a": network.now_us, "b": network["b"]._patience.heard_us}
     for progress in network["a"].leadership.followers.values():  # type: ignore[union-attr]  # it leads
         progress.last_heard_us = network.now_us
     for name, other in ("ab", "bc"):
         network.now_us = heard_us[name] + network.config.election_min_us - 1
         network.tick(name)
         network.bag.clear()
-        network.step(name, other, request)
+        network.step(name, other, request_)
         assert ([], 1) == (network.sent(name, other), network[name].term)
         assert network[name].dropped["sticky"] == 1
     for name, other in ("ab", "bc"):
         network.now_us = max(heard_us[name] + network.config.election_min_us, network.now_us)
         network.tick(name)
         network.bag.clear()
-        network.step(name, other, request)
+        network.step(name, other, request_)
         network.finish_saves()
         assert [r.granted for r in network.sent(name, other, VoteReply | PreVoteReply)] == [True]  # type: ignore[union-attr, arg-type]  # both have it
 
@@ -373,7 +374,11 @@ def test_messages_of_no_other_member_are_dropped(source: str) -> None:
     """Neither one that is no voter, nor one that holds this member's own key."""
     network = led_network()
     network.bag.clear()
-    for message in (VoteRequest(9, 9, 9), HeartbeatReply(1, 1, 1, 1), Heartbeat(9, 0, 1)):
+    for message in (
+        VoteRequest(9, 9, 9, transfer=False),
+        HeartbeatReply(1, 1, 1, 1),
+        Heartbeat(9, 0, 1, fetch_through=0),
+    ):
         network.step("a", source, message)
     assert (Role.LEADER, 1, []) == (network.role("a"), network["a"].term, network.bag)
     assert network["a"].dropped["stranger"] == 3

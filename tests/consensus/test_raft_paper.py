@@ -51,7 +51,7 @@ def network_in_role(role: Role) -> Network:
 
 HIGHER_TERM: list[RaftMessage] = [
     append_of([2], 0, term=2),
-    Heartbeat(2, commit_index=0, round=1),
+    Heartbeat(2, commit_index=0, round=1, fetch_through=0),
     VoteReply(2, granted=False),
     PreVoteReply(2, granted=False),
     AppendReply(2, match_index=0),
@@ -81,7 +81,7 @@ def test_higher_term_is_taken_over(role: Role, message: RaftMessage) -> None:
 def test_higher_term_in_a_vote_request_is_taken_over() -> None:
     """The one message that can be refused a hearing is heard where no leader is alive (§5.1)."""
     network = network_in_role(Role.FOLLOWER)
-    network.step("a", "b", VoteRequest(2, last_index=0, last_term=0))
+    network.step("a", "b", VoteRequest(2, last_index=0, last_term=0, transfer=False))
     assert network["a"].term == 2
 
 
@@ -89,8 +89,11 @@ def test_higher_term_in_a_vote_request_is_taken_over() -> None:
     ("message", "answer"),
     [
         (append_of([1], 0, term=1), HeartbeatReply(2, round=0, last_index=0, saved_index=0)),
-        (Heartbeat(1, 0, round=1), HeartbeatReply(2, round=0, last_index=0, saved_index=0)),
-        (VoteRequest(1, last_index=9, last_term=1), VoteReply(2, granted=False)),
+        (
+            Heartbeat(1, 0, round=1, fetch_through=0),
+            HeartbeatReply(2, round=0, last_index=0, saved_index=0),
+        ),
+        (VoteRequest(1, last_index=9, last_term=1, transfer=False), VoteReply(2, granted=False)),
         (PreVoteRequest(1, last_index=9, last_term=1), PreVoteReply(2, granted=False)),
         (VoteReply(1, granted=True), None),
         (PreVoteReply(1, granted=True), None),
@@ -135,7 +138,7 @@ def test_leader_sends_heartbeats() -> None:
     for beat in range(1, 11):
         network.now_us += network.config.heartbeat_us
         network.tick("a")
-        expected = [Heartbeat(1, commit_index=1, round=1 + beat)]
+        expected = [Heartbeat(1, commit_index=1, round=1 + beat, fetch_through=0)]
         assert expected == network.sent("a", "b", Heartbeat) == network.sent("a", "c", Heartbeat)
         network.settle()
 
@@ -171,7 +174,7 @@ def test_election_starts_after_a_timeout(role: Role) -> None:
     assert network["a"].vote == member_id("a")
     assert network.sent("a", kind=VoteRequest) == []
     network.finish_save("a")
-    request = VoteRequest(2, last_index=0, last_term=0)
+    request = VoteRequest(2, last_index=0, last_term=0, transfer=False)
     assert [request] == network.sent("a", "b", VoteRequest) == network.sent("a", "c", VoteRequest)
 
 
@@ -249,7 +252,7 @@ def test_one_vote_a_term(vote: str | None, candidate: str, *, granted: bool) -> 
     """
     state = HardState(term=1, vote=None if vote is None else member_id(vote))
     network = Network(3, states={"a": state})
-    network.step("a", candidate, VoteRequest(1, last_index=0, last_term=0))
+    network.step("a", candidate, VoteRequest(1, last_index=0, last_term=0, transfer=False))
     network.finish_saves()
     assert [VoteReply(1, granted=granted)] == network.sent("a", candidate)
 
@@ -265,7 +268,9 @@ def test_granted_vote_restarts_the_timeout(*, granted: bool) -> None:
     due_us = network["a"].wake_us()
     network.now_us = due_us - 1
     network.tick("a")
-    network.step("a", "b", VoteRequest(2, last_index=1 if granted else 0, last_term=1))
+    network.step(
+        "a", "b", VoteRequest(2, last_index=1 if granted else 0, last_term=1, transfer=False)
+    )
     if granted:
         assert network["a"].wake_us() >= network.now_us + network.config.election_min_us
     else:
@@ -283,7 +288,9 @@ def test_new_leader_sends_heartbeats_at_once() -> None:
     network.step("a", "b", VoteReply(1, granted=True))
     assert (Role.LEADER, member_id("a")) == (network.role("a"), network["a"].leader)
     for name in "bc":
-        assert [Heartbeat(1, commit_index=0, round=1)] == network.sent("a", name, Heartbeat)
+        assert [Heartbeat(1, commit_index=0, round=1, fetch_through=0)] == network.sent(
+            "a", name, Heartbeat
+        )
 
 
 @pytest.mark.parametrize("term", [1, 2])
@@ -296,7 +303,11 @@ def test_candidate_recognises_a_leader(kind: str, term: int) -> None:
     (§5.2).
     """
     network = network_in_role(Role.CANDIDATE)
-    message = append_of([term], 0, term=term) if kind == "append" else Heartbeat(term, 0, round=1)
+    message = (
+        append_of([term], 0, term=term)
+        if kind == "append"
+        else Heartbeat(term, 0, round=1, fetch_through=0)
+    )
     network.step("a", "b", message)
     assert (Role.FOLLOWER, term) == (network.role("a"), network["a"].term)
     assert network["a"].leader == member_id("b")

@@ -137,7 +137,7 @@ def win(network: Network, name: str, voters: str) -> None:
     network.bag.clear()
     network.stand(name)
     for voter in voters:
-        network[voter]._leader_heard_us = network[voter]._now_us - network.config.election_min_us
+        network[voter]._patience.heard_us = network[voter]._now_us - network.config.election_min_us
         network.deliver(name, voter, VoteRequest)
         network.finish_save(voter)
         network.deliver(voter, name, VoteReply)

@@ -79,9 +79,9 @@ def test_leader_commits() -> None:
         network.finish_save(name)
     network.deliver("b", "a", AppendReply)
     assert block == network.hosts["a"].applied[-1]
-    assert [Heartbeat(1, commit_index=2, round=0)] == network.sent("a", "b")
+    assert [Heartbeat(1, commit_index=2, round=0, fetch_through=0)] == network.sent("a", "b")
     network.deliver("c", "a", AppendReply)
-    assert [Heartbeat(1, commit_index=2, round=0)] == network.sent("a", "c")
+    assert [Heartbeat(1, commit_index=2, round=0, fetch_through=0)] == network.sent("a", "c")
     network.propose("a", transaction(2))
     (append,) = network.sent("a", "b", Append)
     assert isinstance(append, Append)
@@ -236,7 +236,7 @@ def test_leader_never_overwrites_its_own_log() -> None:
     network = Network(3, logs={"a": [1, 2]})
     lead_alone(network, "a")
     network.step("a", "b", append_of([1, 1, 1], 0, term=3))
-    network.step("a", "b", Heartbeat(3, commit_index=1, round=1))
+    network.step("a", "b", Heartbeat(3, commit_index=1, round=1, fetch_through=0))
     assert (Role.LEADER, [1, 2, 3]) == (network.role("a"), terms_of(network, "a"))
     assert network["a"].dropped["second leader of a term"] == 2
 
@@ -270,7 +270,7 @@ def test_vote_request_tells_of_the_log(terms: list[int], term: int) -> None:
     network.finish_saves()
     network.stand("a")
     for name in "bc":
-        expected = VoteRequest(term, last_index=len(terms), last_term=terms[-1])
+        expected = VoteRequest(term, last_index=len(terms), last_term=terms[-1], transfer=False)
         assert [expected] == network.sent("a", name, VoteRequest)
 
 
@@ -300,7 +300,9 @@ def test_voter_compares_logs(
     (§5.4.1).
     """
     network = Network(3, logs={"a": terms})
-    network.step("a", "b", VoteRequest(3, last_index=last_index, last_term=last_term))
+    network.step(
+        "a", "b", VoteRequest(3, last_index=last_index, last_term=last_term, transfer=False)
+    )
     network.finish_saves()
     assert [VoteReply(3, granted=granted)] == network.sent("a", "b")
 

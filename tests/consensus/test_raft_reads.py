@@ -35,7 +35,9 @@ def test_read_at_the_leader_takes_one_round() -> None:
     """Asked, it sends a round of heartbeats at once; a majority's echo confirms it."""
     network = led_network()
     network.read("a", 1)
-    assert [Heartbeat(1, commit_index=1, round=2)] == network.sent("a", "b", Heartbeat)
+    assert [Heartbeat(1, commit_index=1, round=2, fetch_through=0)] == network.sent(
+        "a", "b", Heartbeat
+    )
     network.deliver("a", "b")
     assert network.hosts["a"].reads == {}
     network.deliver("b", "a")
@@ -124,7 +126,7 @@ def test_new_leader_answers_with_what_its_predecessor_committed() -> None:
     network.bag.clear()
     network.stand("b")
     network.read("b", 1)
-    network["c"]._leader_heard_us = -SECOND_US
+    network["c"]._patience.heard_us = -SECOND_US
     assert network.hosts["b"].reads == {1: None}
     network.deliver("b", "c")
     network.finish_save("c")
@@ -261,7 +263,7 @@ def test_reads_are_lost_with_the_leader() -> None:
     assert {1: None, 2: None} == network.hosts["b"].reads
     network = led_network()
     network.read("b", 1)
-    network.step("b", "c", Heartbeat(2, commit_index=0, round=1))
+    network.step("b", "c", Heartbeat(2, commit_index=0, round=1, fetch_through=0))
     assert {1: None} == network.hosts["b"].reads
 
 
@@ -275,7 +277,7 @@ def test_read_that_is_confirmed_is_not_lost() -> None:
     raft.step(network["b"].member, reply)
     assert raft.leadership is not None
     raft.leadership.messages(network.now_us)
-    network.step("a", "c", Heartbeat(2, commit_index=0, round=1))
+    network.step("a", "c", Heartbeat(2, commit_index=0, round=1, fetch_through=0))
     assert (Role.FOLLOWER, {1: 1}) == (network.role("a"), network.hosts["a"].reads)
 
 
@@ -299,7 +301,7 @@ def test_tokens_rise() -> None:
 def test_request_waits_for_the_term() -> None:
     """A follower that has not saved the leader's term asks once it has."""
     network = Network(3)
-    network.step("b", "a", Heartbeat(1, commit_index=0, round=0))
+    network.step("b", "a", Heartbeat(1, commit_index=0, round=0, fetch_through=0))
     network.read("b", 1)
     assert network.sent("b") == []
     network.finish_save("b")

@@ -334,13 +334,13 @@ def test_heartbeat_names_no_commit_beyond_what_matched() -> None:
     network.now_us += network.config.heartbeat_us
     network.tick("a")
     (heartbeat,) = network.sent("a", "c", Heartbeat)
-    assert heartbeat == Heartbeat(1, commit_index=1, round=2)
+    assert heartbeat == Heartbeat(1, commit_index=1, round=2, fetch_through=0)
 
 
 def test_commit_news_wants_no_reply() -> None:
     """A heartbeat of round 0 spreads the commit index at once, and is not answered."""
     network = led_network()
-    network.step("b", "a", Heartbeat(1, commit_index=1, round=0))
+    network.step("b", "a", Heartbeat(1, commit_index=1, round=0, fetch_through=0))
     assert network.sent("b", "a") == []
 
 

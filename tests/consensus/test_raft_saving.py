@@ -37,7 +37,7 @@ def led_network(size: int = 3) -> Network:
 def test_vote_waits_for_its_save() -> None:
     """The vote and the term are on disk before the candidate hears of them."""
     network = Network(3)
-    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0))
+    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0, transfer=False))
     assert network.sent("a") == []
     assert HardState(0, None, 0) == network.hosts["a"].chain.hard_state
     network.finish_save("a")
@@ -48,7 +48,7 @@ def test_vote_waits_for_its_save() -> None:
 def test_refusal_waits_for_the_term() -> None:
     """A refused vote tells a new term as well, and so it waits for it."""
     network = Network(3, logs={"a": [1]})
-    network.step("a", "b", VoteRequest(5, last_index=0, last_term=0))
+    network.step("a", "b", VoteRequest(5, last_index=0, last_term=0, transfer=False))
     assert network.sent("a") == []
     network.finish_save("a")
     assert [VoteReply(5, granted=False)] == network.sent("a", "b")
@@ -58,7 +58,7 @@ def test_refusal_waits_for_the_term() -> None:
     ("message", "answer"),
     [
         (append_of([2], 0, term=2), AppendReply),
-        (Heartbeat(2, commit_index=0, round=1), HeartbeatReply),
+        (Heartbeat(2, commit_index=0, round=1, fetch_through=0), HeartbeatReply),
     ],
     ids=["append", "heartbeat"],
 )
@@ -91,7 +91,7 @@ def test_heartbeats_are_answered_while_blocks_are_saved() -> None:
     network = led_network()
     network.propose("a", transaction(1))
     network.deliver("a", "b")
-    network.step("b", "a", Heartbeat(1, commit_index=1, round=2))
+    network.step("b", "a", Heartbeat(1, commit_index=1, round=2, fetch_through=0))
     expected = HeartbeatReply(1, round=2, last_index=2, saved_index=1)
     assert [expected] == network.sent("b", "a", HeartbeatReply)
 
@@ -100,8 +100,8 @@ def test_answers_to_heartbeats_do_not_pile_up() -> None:
     """While the term is being saved the last answer takes the place of those before it."""
     network = Network(3, states={"a": HardState(term=1)})
     for contact_round in range(1, 100):
-        network.step("a", "b", Heartbeat(2, commit_index=0, round=contact_round))
-    network.step("a", "c", Heartbeat(1, commit_index=0, round=7))
+        network.step("a", "b", Heartbeat(2, commit_index=0, round=contact_round, fetch_through=0))
+    network.step("a", "c", Heartbeat(1, commit_index=0, round=7, fetch_through=0))
     network.step("a", "b", append_of([], 0, term=2))
     network.finish_saves()
     replies = network.sent("a", "b")
@@ -160,8 +160,8 @@ def test_saves_end_in_order() -> None:
 def test_vote_of_an_earlier_term_is_void() -> None:
     """A vote whose save ends when its term is over is not sent."""
     network = Network(3)
-    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0))
-    network.step("a", "c", VoteRequest(2, last_index=0, last_term=0))
+    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0, transfer=False))
+    network.step("a", "c", VoteRequest(2, last_index=0, last_term=0, transfer=False))
     network.finish_save("a")
     assert network.sent("a") == []
     network.finish_save("a")
@@ -183,12 +183,12 @@ def test_acknowledgement_of_an_earlier_term_is_void() -> None:
 def test_pre_votes_of_an_earlier_term_are_void() -> None:
     """Neither a grant for a term that came to pass nor a refusal from one that did not last."""
     network = Network(3, logs={"a": [1]}, states={"a": HardState(term=1)})
-    network.step("a", "b", Heartbeat(2, commit_index=0, round=0))
-    network["a"]._leader_heard_us = -network.config.election_min_us
+    network.step("a", "b", Heartbeat(2, commit_index=0, round=0, fetch_through=0))
+    network["a"]._patience.heard_us = -network.config.election_min_us
     network.step("a", "c", PreVoteRequest(3, last_index=9, last_term=2))
     network.step("a", "b", PreVoteRequest(3, last_index=0, last_term=0))
     assert network.sent("a") == []
-    network.step("a", "c", Heartbeat(3, commit_index=0, round=0))
+    network.step("a", "c", Heartbeat(3, commit_index=0, round=0, fetch_through=0))
     while network.finish_saves():
         pass
     assert network.sent("a", kind=PreVoteReply) == []
@@ -199,7 +199,7 @@ def test_own_vote_of_an_earlier_term_is_void() -> None:
     network = Network(1 + 2)
     network.run(SECOND_US, lambda: network["a"].term == 1 or network["b"].term == 1)
     name, other = "ab" if network["a"].term == 1 else "ba"
-    network.step(name, other, Heartbeat(1, commit_index=0, round=1))
+    network.step(name, other, Heartbeat(1, commit_index=0, round=1, fetch_through=0))
     network.finish_save(name)
     assert (Role.FOLLOWER, member_id(other)) == (network.role(name), network[name].leader)
     assert [HeartbeatReply] == [type(message) for message in network.sent(name, other)[-1:]]
@@ -284,23 +284,23 @@ def test_restart_at_every_boundary(commit_index: int, applied_index: int) -> Non
 def test_vote_survives_a_crash() -> None:
     """A member that voted, crashed and came back votes for nobody else in that term."""
     network = Network(3)
-    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0))
+    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0, transfer=False))
     network.crash_after_save("a")
     network.start("a")
-    network.step("a", "c", VoteRequest(1, last_index=5, last_term=1))
+    network.step("a", "c", VoteRequest(1, last_index=5, last_term=1, transfer=False))
     assert [VoteReply(1, granted=False)] == network.sent("a", "c")
-    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0))
+    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0, transfer=False))
     assert [VoteReply(1, granted=True)] == network.sent("a", "b")
 
 
 def test_vote_that_was_not_saved_is_forgotten_unsaid() -> None:
     """A crash before the save lets the member vote for another: nobody heard of the first vote."""
     network = Network(3)
-    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0))
+    network.step("a", "b", VoteRequest(1, last_index=0, last_term=0, transfer=False))
     network.crash("a")
     assert network.bag == []
     network.start("a")
-    network.step("a", "c", VoteRequest(1, last_index=0, last_term=0))
+    network.step("a", "c", VoteRequest(1, last_index=0, last_term=0, transfer=False))
     network.finish_save("a")
     assert [VoteReply(1, granted=True)] == network.sent("a", "c")
 

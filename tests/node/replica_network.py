@@ -98,7 +98,6 @@ class ReplicaNetwork:
         raft = Raft(
             config=RaftConfig(),
             member=member,
-            voters=frozenset(self.seats),
             cluster_id=self.genesis.hash,
             sealer=sealer,
             chain=seat.chain,

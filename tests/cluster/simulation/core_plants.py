@@ -155,7 +155,9 @@ def counts_one_less(self: Any) -> int:
 def unbounded_heartbeat(self: Any, member: bytes, contact_round: int) -> Heartbeat:
     """A heartbeat names the commit index whatever the follower holds."""
     self._told_commit[member] = self._log.commit_index
-    return Heartbeat(term=self._term, commit_index=self._log.commit_index, round=contact_round)
+    return Heartbeat(
+        term=self._term, commit_index=self._log.commit_index, round=contact_round, fetch_through=0
+    )
 
 
 def commits_unmatched(right: Any) -> Any:

@@ -1,0 +1,168 @@
+"""The memberships of one chain: who was a member from which block on.
+
+"A server always uses the latest configuration in its log, regardless of whether the entry is
+committed" (Ongaro's dissertation, §4.1), and goes back to the one before when that block is
+truncated. So the roster grows and shrinks with the log. Relies on `consensus.changes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from consensus.block import InvalidBlockError, Rule
+from consensus.changes import (
+    ChangeError,
+    ChangeKind,
+    ChangeRefusal,
+    Membership,
+    check_change,
+    holds_change,
+    recorded_change,
+)
+from consensus.membership import genesis_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from consensus.block import Block
+    from consensus.changes import Change
+    from consensus.membership import Member
+    from consensus.messages import MemberId
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A membership, the block that it begins with, and the incarnation of the cluster there."""
+
+    index: int
+    membership: Membership
+    incarnation: bytes
+
+
+class Roster:
+    """All memberships of the blocks of one log, in their order; never empty."""
+
+    def __init__(self, genesis: Block, changes: Iterable[Block] = ()) -> None:
+        """`changes` are the blocks that hold one, in order.
+
+        Raises:
+            InvalidBlockError: one of them breaks a rule.
+        """
+        first = Membership.of_genesis(genesis_of(genesis))
+        self._entries = [Entry(0, first, genesis.hash)]
+        for block in changes:
+            self.verify(block)
+            self.append(block)
+
+    @property
+    def latest(self) -> Membership:
+        """The membership that is in force, committed or not."""
+        return self._entries[-1].membership
+
+    @property
+    def latest_index(self) -> int:
+        """The block that the latest membership began with; 0 for genesis."""
+        return self._entries[-1].index
+
+    @property
+    def change_indexes(self) -> list[int]:
+        """The blocks that hold changes, ascending."""
+        return [entry.index for entry in self._entries[1:]]
+
+    @property
+    def incarnation(self) -> bytes:
+        """The hash of the last block that gave up a lost quorum, else that of genesis.
+
+        Members of different incarnations never talk: each may hold what the other has given up.
+        """
+        return self._entries[-1].incarnation
+
+    def at(self, index: int) -> Membership:
+        """The membership that was in force once the block at `index` was in the log."""
+        return self._entries[self._position(index)].membership
+
+    def electors(self, index: int) -> frozenset[MemberId]:
+        """Who may lead, and so seal the block at `index`: the voters of the last two memberships.
+
+        A leader that removes itself leads until that is committed, and a removed member whose
+        removal is not committed may still be elected (dissertation §4.2.2). The membership before
+        the last one is as far as that goes: a further change waits for the last one's commit.
+        """
+        position = self._position(index - 1)
+        voters = self._entries[position].membership.voters
+        if position == 0:
+            return voters
+        return voters | self._entries[position - 1].membership.voters
+
+    def former(self, through: int) -> Mapping[MemberId, tuple[Member, int]]:
+        """Who was a member once and is none at block `through`, and the block that removed it."""
+        gone: dict[MemberId, tuple[Member, int]] = {}
+        position = self._position(through)
+        for before, after in zip(self._entries, self._entries[1 : position + 1], strict=False):
+            for member in before.membership.members:
+                if member.public_key not in after.membership.keys:
+                    gone[member.public_key] = (member, after.index)
+        return gone
+
+    def plan(self, change: Change) -> None:
+        """Check that `change` may follow the latest membership.
+
+        Raises:
+            ChangeError: it makes no sense, or brings back a key that was removed.
+        """
+        self.latest.after(change)
+        if change.kind is ChangeKind.ADD:
+            self._refuse_former(change.member, self._entries)
+
+    def verify(self, block: Block) -> None:
+        """Check that the change which a block holds, if any, is lawful where the block stands.
+
+        Looks only at what stands before the block's index, for it may take another one's place.
+
+        Raises:
+            InvalidBlockError: rule MEMBERSHIP is broken.
+        """
+        if not holds_change(block):
+            return
+        recorded = recorded_change(block)
+        change = recorded.change
+        check_change(block, recorded, self.at(block.index - 1))
+        if change.kind is ChangeKind.RECOVER and block.header.sealer != change.member.public_key:
+            raise InvalidBlockError(Rule.MEMBERSHIP, "the member that goes on alone seals that")
+        if change.kind is ChangeKind.ADD:
+            before = self._entries[: self._position(block.index - 1) + 1]
+            try:
+                self._refuse_former(change.member, before)
+            except ChangeError as error:
+                raise InvalidBlockError(Rule.MEMBERSHIP, error.detail) from None
+
+    def append(self, block: Block) -> bool:
+        """Takes a block that was sealed here or verified; whether it changed the membership."""
+        if not holds_change(block):
+            return False
+        assert block.index > self.latest_index, "changes come in the order of their blocks"
+        recorded = recorded_change(block)
+        recovers = recorded.change.kind is ChangeKind.RECOVER
+        incarnation = block.hash if recovers else self.incarnation
+        self._entries.append(Entry(block.index, recorded.membership, incarnation))
+        return True
+
+    def truncate_from(self, index: int) -> None:
+        """The blocks from `index` on are gone, and their changes with them."""
+        assert index > 0, "genesis stays"
+        del self._entries[self._position(index - 1) + 1 :]
+
+    def _position(self, index: int) -> int:
+        """The entry in force at `index`; changes are few, and the last is asked for most."""
+        position = len(self._entries) - 1
+        while self._entries[position].index > index:
+            position -= 1
+        return position
+
+    @staticmethod
+    def _refuse_former(member: Member, entries: Iterable[Entry]) -> None:
+        """A wiped disk has forgotten its votes: its key must never vote again."""
+        if any(member.public_key in entry.membership.keys for entry in entries):
+            detail = f"the key of {member.name} has been a member's; a new node has a new key"
+            raise ChangeError(ChangeRefusal.FORMER_MEMBER, detail)
