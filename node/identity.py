@@ -25,6 +25,9 @@ _OWNER_ONLY: Final = 0o600
 _OTHERS: Final = 0o077
 _CONTENT: Final = re.compile(rb"([0-9a-f]{64})\n")
 _CONTENT_BYTES: Final = 65
+UNUSED_TEXT: Final = (
+    b"No node has run under this key yet. The first one to run removes this file.\n"
+)
 
 
 class IdentityError(Exception):
@@ -56,17 +59,42 @@ class Identity:
 def create_identity(path: Path) -> Identity:
     """Make a new key and save it durably at `path`, readable by its owner alone.
 
+    Beside it goes a file that says that the key is unused: see `is_unused`.
+
     Raises `IdentityError` where the file is there already, or cannot be written: a key that is
     overwritten is a member that is lost.
     """
     signing_key = SigningKey.generate()
     try:
+        _save_new(_unused(path), UNUSED_TEXT)
         _save_new(path, bytes(signing_key).hex().encode() + b"\n")
     except FileExistsError as error:
         raise IdentityError(f"{path}: there is an identity already") from error
     except OSError as error:
         raise IdentityError(f"{path}: cannot write the identity: {error.strerror}") from error
     return Identity.of(signing_key)
+
+
+def is_unused(path: Path) -> bool:
+    """Whether no node has run yet under the key at `path`.
+
+    A member votes and acknowledges under its key. One whose disk was lost has forgotten that, and
+    must never come back under the same key, or it might vote twice. So a node without a chain may
+    begin one only under a key that is unused.
+    """
+    return _unused(path).exists()
+
+
+def mark_used(path: Path) -> None:
+    """Say for good that a node has run under the key at `path`.
+
+    Raises `IdentityError` where that cannot be made durable.
+    """
+    try:
+        _unused(path).unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise IdentityError(f"{path}: cannot be marked as used: {error.strerror}") from error
 
 
 def load_identity(path: Path) -> Identity:
@@ -97,6 +125,10 @@ def curve_public_z85(public_key: bytes) -> bytes:
     except (nacl.exceptions.RuntimeError, nacl.exceptions.ValueError) as error:
         raise IdentityError(f"{public_key.hex()}: not an Ed25519 public key") from error
     return z85.encode(bytes(point))
+
+
+def _unused(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unused")
 
 
 def _save_new(path: Path, content: bytes) -> None:

@@ -13,11 +13,14 @@ import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
+from consensus.changes import ChangeError
 from consensus.messages import InvalidMessageError, decode_message, encode_message
+from node.catchup import serve
+from node.lane import Lane
 from node.zmq_loop import FailureGuard
 from storage.errors import DamagedBlockError
 
@@ -25,13 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from consensus.block import Block
+    from consensus.changes import Change
     from consensus.messages import MemberId
     from consensus.ready import Save
-    from node.lane import Lane
-    from node.replica import Recorded, Replica
+    from node.effects import Recorded, Serving
+    from node.replica import Replica
     from node.submissions import Submission
     from storage.contract import Chain
 
+Value = TypeVar("Value")
 _log = structlog.get_logger("loop")
 
 TICKS_PER_HEARTBEAT: Final = 5
@@ -50,6 +55,7 @@ class MemberLoop:
         chain: Chain,
         tick_s: float,
         on_applied: Callable[[int], None],
+        on_members: Callable[[], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         """Nothing runs before `start`.
@@ -59,6 +65,7 @@ class MemberLoop:
             chain: where saves go; only this object writes to it.
             tick_s: how often time passes for the replica, in seconds.
             on_applied: takes the index up to which blocks are applied, each time it rises.
+            on_members: called when `Replica.peers` may have changed.
             on_failure: takes the exception that must stop the node.
         """
         self.dropped: Counter[str] = Counter()
@@ -66,11 +73,14 @@ class MemberLoop:
         self._chain = chain
         self._tick_s = tick_s
         self._on_applied = on_applied
+        self._on_members = on_members
         self._on_failure = on_failure
         self._guard = FailureGuard(self._fail)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._applied_waiters: list[asyncio.Future[None]] = []
+        self._leader_waiters: list[asyncio.Future[None]] = []
+        self._leader_seen: MemberId | None = None
         self._pump_scheduled = False
         self._running = False
 
@@ -86,6 +96,26 @@ class MemberLoop:
         self._running = True
         self._ticked = self._loop.time()
         self._tick()
+
+    def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
+        """Seals a change of the membership; see `Replica.change_membership`.
+
+        Raises:
+            ChangeError: it is not made.
+        """
+        return self._call(lambda: self._replica.change_membership(change, on_settled))
+
+    def transfer_leadership(self, target: MemberId | None) -> None:
+        """Begins to hand over; see `Replica.transfer_leadership`. Raises ChangeError."""
+        self._call(lambda: self._replica.transfer_leadership(target))
+
+    async def wait_leader(self, *, other_than: MemberId | None) -> MemberId | None:
+        """Waits until someone else leads, or nobody does any more; who."""
+        while self._replica.raft.leader == other_than:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._leader_waiters.append(waiter)
+            await waiter
+        return self._replica.raft.leader
 
     def forget_read(self, number: int) -> None:
         """Nobody waits for that read any more."""
@@ -146,6 +176,19 @@ class MemberLoop:
             await waiter
         return self._replica.applied_index
 
+    def _call(self, work: Callable[[], Value]) -> Value:
+        """One call that may be refused, and a pump to follow."""
+        try:
+            self._replica.advance(*_clocks())
+            value = work()
+        except ChangeError:
+            raise
+        except Exception as error:
+            self._fail(error)
+            raise
+        self._wake()
+        return value
+
     def _run(self, work: Callable[[], None]) -> None:
         """One input to the replica, and a pump to follow; nothing once the member has stopped."""
         if self._running:
@@ -197,9 +240,16 @@ class MemberLoop:
                 self._start_save(effects.save)
             if effects.recorded:
                 self._read_recorded(effects.recorded)
+            for serving in effects.servings:
+                self._serve(serving)
+            if effects.has_new_members:
+                self._on_members()
             if self._replica.applied_index > applied_before:
                 self._on_applied(self._replica.applied_index)
-                self._release_applied_waiters()
+                self._applied_waiters = _release(self._applied_waiters)
+            if self._leader_waiters and self._replica.raft.leader != self._leader_seen:
+                self._leader_waiters = _release(self._leader_waiters)
+            self._leader_seen = self._replica.raft.leader
             if effects.more:
                 self._wake()
 
@@ -219,6 +269,22 @@ class MemberLoop:
             self._fail(error)
         else:
             self._run(lambda: self._replica.saved(save))
+
+    def _serve(self, serving: Serving) -> None:
+        """Reads, verifies and encodes in a thread what a peer fetches."""
+        work = self._loop.run_in_executor(
+            self._reader, lambda: encode_message(serve(self._chain, serving))
+        )
+        work.add_done_callback(partial(self._on_served, serving.target))
+
+    def _on_served(self, target: MemberId, done: asyncio.Future[bytes]) -> None:
+        if done.cancelled() or not self._running:
+            return
+        error = done.exception()
+        if error is not None:
+            self._fail(error)
+        else:
+            self._send(target, Lane.BULK, done.result())
 
     def _read_recorded(self, recorded: Sequence[Recorded]) -> None:
         """Reads and verifies the blocks of old retries in a thread, each block once."""
@@ -254,11 +320,13 @@ class MemberLoop:
         for one in recorded:
             self._replica.answer_recorded(one, block)
 
-    def _release_applied_waiters(self) -> None:
-        waiters, self._applied_waiters = self._applied_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+
+def _release(waiters: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:
+    """Wakes all of them; what is left to wait for: nothing."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    return []
 
 
 def _clocks() -> tuple[int, int]:

@@ -100,7 +100,10 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class MemberStatus:
-    """A member as this node sees it; `match_index` is known to the leader only."""
+    """A member as this node sees it; `match_index` is known to the leader only.
+
+    `role` is `leader`, `follower`, or `learner` for one that does not vote.
+    """
 
     member: Member
     role: str
@@ -120,6 +123,8 @@ class ClusterStatus:
     last_index: int
     commit_index: int
     applied_index: int
+    catching_up_to: int | None
+    """How far others have committed, where this node fetches what it lacks."""
     members: tuple[MemberStatus, ...]
     alarms: tuple[str, ...]
 
@@ -130,6 +135,14 @@ class LedgerError(Exception):
 
 class NoLeaderError(LedgerError):
     """No leader confirmed within the time allowed: a read cannot be linearizable now."""
+
+
+class UnknownChangeError(LedgerError):
+    """A change of the membership whose fate is not known, or that another leader undid."""
+
+
+class LostChainError(LedgerError):
+    """The chain of a node that has run before is gone, and with it what it promised to others."""
 
 
 class RefusedError(LedgerError):

@@ -12,10 +12,8 @@ core (`consensus`) and on look-ups that answer for every applied block (`storage
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import Counter, deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 from consensus.block import (
     MAX_BLOCK_BYTES,
@@ -26,23 +24,33 @@ from consensus.block import (
     check_transaction,
     transaction_id,
 )
-from consensus.messages import Append, Forward, ForwardRefusal
+from consensus.messages import Append, BlocksReply, BlocksRequest, Forward, ForwardRefusal
 from node.barriers import Barriers
+from node.effects import Effects, Envelope, Recorded
+from node.fetching import Fetching
 from node.lane import Lane
 from node.mempool import Mempool, QueueLimits
-from node.outcomes import Receipt, Refusal, RefusalReason
-from node.submissions import Waiter, Waiting, conflict, queue_full
+from node.open_changes import OpenChanges
+from node.retries import Retries
+from node.submissions import (
+    Waiter,
+    Waiting,
+    queue_full,
+    recorded_outcome,
+    unavailable,
+)
 from storage.recent import ids_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from consensus.block import Block
+    from consensus.changes import Change, Membership
     from consensus.leadership import Leadership
+    from consensus.membership import Member
     from consensus.messages import AnyMessage, MemberId
     from consensus.raft import Raft
     from consensus.ready import ConfirmedRead, Save
-    from node.outcomes import Outcome
     from node.submissions import Submission
     from storage.recent import Lookup, Place, RecentIndex
 
@@ -61,45 +69,6 @@ RETRY_US: Final = 1_000_000
 each further wait is twice as long, so that a long queue is not made longer."""
 
 
-class Envelope(NamedTuple):
-    """A message for a peer, and its lane."""
-
-    target: MemberId
-    lane: Lane
-    message: AnyMessage
-
-
-class Recorded(NamedTuple):
-    """A submitted transaction whose id is in the chain, in a block that is not in memory."""
-
-    submission: Submission
-    slot: int
-    place: Place
-
-
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """What the loop must do now: send at once, and run `save` beside everything else.
-
-    For each of `recorded` it reads the block, beside the loop, and calls `answer_recorded`. `more`
-    asks for another pump as soon as other work had its turn.
-    """
-
-    envelopes: tuple[Envelope, ...]
-    save: Save | None
-    recorded: tuple[Recorded, ...]
-    more: bool
-
-
-@dataclass(slots=True)
-class _Retry:
-    """Transactions to offer again when due."""
-
-    due_us: int
-    wait_us: int
-    ids: list[bytes]
-
-
 class Replica:
     """The whole of a member that is not sockets, clocks, disks and threads."""
 
@@ -110,8 +79,12 @@ class Replica:
         recent: RecentIndex,
         lookup: Lookup,
         limits: QueueLimits,
+        seeds: Collection[MemberId] = (),
     ) -> None:
-        """`lookup` must answer for every block through the core's applied index."""
+        """`lookup` must answer for every block through the core's applied index.
+
+        `seeds` are members that a node which is not one itself yet may ask for blocks.
+        """
         self.raft = raft
         self.dropped: Counter[str] = Counter()
         self.transactions_applied = 0
@@ -123,7 +96,7 @@ class Replica:
         self._waiting = Waiting()
         self._tail: set[bytes] = set()
         self._outbox: list[bytes] = []
-        self._retries: deque[_Retry] = deque()
+        self._retries = Retries()
         self._leadership: Leadership | None = None
         self._leader: MemberId | None = None
         self._leader_term = 0
@@ -132,6 +105,9 @@ class Replica:
         self._envelopes: list[Envelope] = []
         self._recorded: list[Recorded] = []
         self._barriers = Barriers(patience_us=raft.config.election_min_us)
+        self._fetching = Fetching(raft, seeds)
+        self._membership: Membership | None = None
+        self._changes = OpenChanges()
 
     @property
     def applied_index(self) -> int:
@@ -148,6 +124,22 @@ class Replica:
         """Transactions of this node's clients that are not settled."""
         return len(self._waiting)
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why this member takes no transactions at all, for a person to look at."""
+        removed_at = self.raft.removed_at
+        if self.raft.alarm is None and removed_at is not None:
+            return (
+                f"REMOVED: block {removed_at} removed this node from the cluster; "
+                "to come back, add it as a new member with a new data folder"
+            )
+        return self.raft.alarm
+
+    @property
+    def peers(self) -> dict[MemberId, Member | None]:
+        """Whom to have connections with; see `Fetching.peers`."""
+        return self._fetching.peers
+
     # Inputs
 
     def advance(self, now_us: int, wall_us: int) -> None:
@@ -159,8 +151,7 @@ class Replica:
         """Time passes; see `Raft.tick`."""
         self._now_us = now_us
         self.raft.tick(now_us, wall_us)
-        while self._retries and self._retries[0].due_us <= now_us:
-            retry = self._retries.popleft()
+        for retry in self._retries.take_due(now_us):
             self._offer_again(retry.ids, wait_us=2 * retry.wait_us)
 
     def receive(self, source: MemberId, message: AnyMessage) -> None:
@@ -170,14 +161,19 @@ class Replica:
                 self._on_forward(source, message)
             case ForwardRefusal():
                 self._on_forward_refusal(message)
+            case BlocksRequest():
+                self._fetching.on_request(source, message)
+            case BlocksReply():
+                self._fetching.on_reply(source, message, self._now_us)
             case _:
                 self.raft.step(source, message)
 
     def submit(self, submission: Submission) -> None:
         """Takes a client's transactions; canonical bytes, none of a reserved kind."""
-        if self.raft.alarm is not None:
+        obstacle = self.obstacle
+        if obstacle is not None:
             for slot, wanted in enumerate(submission.ids):
-                submission.settle(slot, _unavailable(wanted, self.raft.alarm))
+                submission.settle(slot, unavailable(wanted, obstacle))
             return
         offered = []
         for slot, place in enumerate(self._lookup.places(submission.ids)):
@@ -192,7 +188,7 @@ class Replica:
             else:
                 submission.settle(slot, queue_full(wanted))
         if offered:
-            self._retry_later(offered, wait_us=RETRY_US)
+            self._retries.add(offered, now_us=self._now_us, wait_us=RETRY_US)
 
     def expire(self, submission: Submission) -> None:
         """The submission's time is up: whatever is open is answered as unknown."""
@@ -215,9 +211,11 @@ class Replica:
         submission, slot, place = recorded
         wanted = submission.ids[slot]
         if block is None:
-            submission.settle(slot, _unavailable(wanted, f"block {place.index} cannot be read"))
+            submission.settle(slot, unavailable(wanted, f"block {place.index} cannot be read"))
         else:
-            submission.settle(slot, _answer(wanted, submission.transactions[slot], block, place))
+            submission.settle(
+                slot, recorded_outcome(wanted, submission.transactions[slot], block, place)
+            )
 
     def is_pending(self, wanted: bytes) -> bool:
         """Whether a transaction is on its way as far as this member knows."""
@@ -230,6 +228,20 @@ class Replica:
     def unreachable(self, peer: MemberId) -> None:
         """The connection to `peer` broke."""
         self.raft.unreachable(peer)
+
+    def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
+        """Seals the block that makes `change`; `on_settled` says later whether it is committed.
+
+        Raises:
+            ChangeError: the change is not made; see `Raft.change_membership`.
+        """
+        block = self.raft.change_membership(change)
+        self._changes.add(block, on_settled)
+        return block
+
+    def transfer_leadership(self, target: MemberId | None) -> MemberId:
+        """Begins to hand over; see `Raft.transfer_leadership`."""
+        return self.raft.transfer_leadership(target)
 
     def reachable(self, peer: MemberId) -> None:
         """The connection to `peer` is there (again): what was sent to it before may be lost."""
@@ -247,6 +259,9 @@ class Replica:
         self._note_leader()
         has_more = self._seal() or self._send_forwards()
         self._ask_read()
+        # While the index is behind, nothing is fetched.
+        if self._recent.transactions < RECENT_TRANSACTIONS:
+            has_more = self._fetching.go_on(self._now_us) or has_more
         ready = self.raft.ready()
         for block in ready.committed:
             self._apply(block)
@@ -256,10 +271,14 @@ class Replica:
         for outgoing in ready.messages:
             lane = _lane_of(outgoing.message)
             self._envelopes.append(Envelope(outgoing.target, lane, outgoing.message))
-        envelopes, self._envelopes = tuple(self._envelopes), []
+        envelopes = (*self._envelopes, *self._fetching.take_envelopes())
+        self._envelopes = []
         recorded, self._recorded = tuple(self._recorded), []
         more = bool(ready.committed or ready.reads) or has_more
-        return Effects(envelopes, ready.save, recorded, more)
+        has_new_members = self._membership is not self.raft.log.roster.latest
+        self._membership = self.raft.log.roster.latest
+        servings = self._fetching.take_servings()
+        return Effects(envelopes, ready.save, recorded, servings, has_new_members, more)
 
     # Leadership
 
@@ -320,7 +339,7 @@ class Replica:
         unsettled = [wanted for wanted in ids if wanted in self._waiting]
         if not unsettled:
             return
-        self._retry_later(unsettled, wait_us=wait_us)
+        self._retries.add(unsettled, now_us=self._now_us, wait_us=wait_us)
         if self._leadership is None:
             if self._leader is not None:
                 self._outbox += unsettled
@@ -332,11 +351,6 @@ class Replica:
                 self._mempool.add(wanted, raw)
             self._waiting.note_queued(wanted)
 
-    def _retry_later(self, ids: list[bytes], *, wait_us: int) -> None:
-        """Keeps the retries in order of time; the long waits are few."""
-        retry = _Retry(self._now_us + wait_us, wait_us, ids)
-        insort(self._retries, retry, key=lambda waiting: waiting.due_us)
-
     # Sealing
 
     def _seal(self) -> bool:
@@ -344,7 +358,7 @@ class Replica:
 
         True where more could be sealed: a turn of the loop must not take longer than a heartbeat.
         """
-        if self._leadership is None:
+        if not self.raft.may_propose:
             return False
         log = self.raft.log
         for _ in range(SEALS_PER_PUMP):
@@ -449,6 +463,7 @@ class Replica:
 
     def _apply(self, block: Block) -> None:
         self._recent.add(block)
+        self._changes.settle(block)
         self.transactions_applied += len(block.transactions)
         ids = ids_of(block)
         self._tail.difference_update(ids)
@@ -482,13 +497,3 @@ class Replica:
 def _lane_of(message: AnyMessage) -> Lane:
     """Blocks take the bulk lane, everything small the urgent one."""
     return Lane.BULK if isinstance(message, Append) and message.blocks else Lane.CONTROL
-
-
-def _answer(wanted: bytes, raw: bytes, block: Block, place: Place) -> Outcome:
-    if block.transactions[place.position] != raw:
-        return conflict(wanted)
-    return Receipt(wanted, place.index, place.position, block.hash, block.timestamp_us)
-
-
-def _unavailable(wanted: bytes, alarm: str) -> Refusal:
-    return Refusal(wanted, RefusalReason.UNAVAILABLE, alarm)

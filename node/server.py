@@ -13,19 +13,22 @@ import secrets
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+import structlog
+
 from consensus.block import (
     RESERVED_KINDS,
     InvalidTransactionError,
     Sealer,
     encode_transaction,
 )
+from consensus.changes import ChangeError
 from consensus.leadership import RaftConfig
-from consensus.membership import genesis_block, load_genesis
+from consensus.membership import genesis_block
 from consensus.raft import Raft
+from node.administration import Administration
 from node.checkpointer import Checkpointer
 from node.config import LOCK_FILE, ConfigError
 from node.folder_lock import FolderLock
-from node.identity import load_identity
 from node.indexer import Indexer
 from node.loop import TICKS_PER_HEARTBEAT, MemberLoop
 from node.mempool import QueueLimits
@@ -43,11 +46,11 @@ from node.outcomes import (
     Wait,
 )
 from node.replica import PIPELINE_BLOCKS, Replica
-from node.status import AppliedBlocks, cluster_status
+from node.standing import load_standing, open_chain
+from node.status import AppliedBlocks, cluster_status, node_metrics
 from node.submissions import Submission
 from node.transport import Transport
 from node.uuid7 import new_transaction_id
-from storage.chain import ChainStore
 from storage.errors import BlockNotFoundError
 from storage.index import IndexStore
 from storage.recent import Lookup, RecentIndex
@@ -58,12 +61,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from consensus.block import Block
-    from consensus.membership import Genesis, Member
-    from consensus.messages import MemberId
     from node.config import NodeConfig
     from storage.recent import Place
 
 Value = TypeVar("Value")
+_log = structlog.get_logger("node")
 MICROS_PER_MILLI: Final = 1_000
 
 
@@ -95,7 +97,9 @@ class Node:
         """
         async with self._life, AsyncExitStack() as opened:
             opened.enter_context(FolderLock(self.config.data_dir / LOCK_FILE))
-            self._load_identity()
+            self._standing = load_standing(self.config)
+            self._genesis_block = genesis_block(self._standing.genesis)
+            self.cluster_id = self._genesis_block.hash
             await self._open_stores(opened)
             await self._join(opened)
             self._opened = opened.pop_all()
@@ -103,11 +107,14 @@ class Node:
     async def stop(self) -> None:
         """Leaves the cluster and closes everything; whoever still waits hears "unknown".
 
-        A start that is under way ends with an error first. A node that has stopped stays so.
+        A leader hands over first, where another voter is in contact, so that nobody has to wait for
+        an election timeout. A start that is under way ends with an error first. A node that has
+        stopped stays so.
         """
         self._stop_asked = True
         try:
             async with self._life:
+                await self._hand_over()
                 await self._opened.aclose()
         finally:
             self._ended.set()
@@ -259,11 +266,27 @@ class Node:
             raise BlockNotFoundError(index, self.applied_index)
         return (await self._blocks_at({index}))[index]
 
+    @property
+    def administration(self) -> Administration:
+        """The calls that change the cluster; raises NodeFailedError where it does not run."""
+        self._check_running()
+        return self._administration
+
     def status(self) -> ClusterStatus:
         """The cluster as this node sees it."""
         return cluster_status(
-            self._genesis, self.config.name, self.cluster_id, self._raft, self.alarms
+            self._standing.genesis.name, self.config.name, self.cluster_id, self._raft, self.alarms
         )
+
+    async def _hand_over(self) -> None:
+        """Let another lead before this node leaves, if it leads and there is another."""
+        if not self._running or self._raft.leadership is None:
+            return
+        timeout_s = self.config.election_timeout_max_ms / 1_000
+        try:
+            await self._administration.transfer_leadership(timeout_s=timeout_s)
+        except (ChangeError, NoLeaderError) as error:
+            _log.warning("leadership_not_handed_over", reason=str(error))
 
     # What the faces and the checkpointer look at
 
@@ -281,7 +304,7 @@ class Node:
     def alarms(self) -> tuple[str, ...]:
         """What a person must look at."""
         checkpoint = self._checkpointer.alarm if self._checkpointer else None
-        found = (self._raft.alarm, checkpoint, self._indexer.obstacle)
+        found = (self._replica.obstacle, checkpoint, self._indexer.obstacle)
         return tuple(alarm for alarm in found if alarm)
 
     @property
@@ -294,54 +317,19 @@ class Node:
     @property
     def metrics(self) -> dict[str, int]:
         """Counters and gauges by name, as plain numbers."""
-        dropped = self._raft.dropped + self._replica.dropped + self._loop.dropped
-        transport = self._transport.counters
         checkpointer = self._checkpointer
-        return {
-            "term": self._raft.term,
-            "is_leader": int(self._raft.leadership is not None),
-            "last_index": self._raft.log.last_index,
-            "commit_index": self.commit_index,
-            "applied_index": self.applied_index,
+        return node_metrics(self._replica, self._loop.dropped, self._transport.counters) | {
             "indexed_index": self._index.applied_index,
             "checkpointed_index": checkpointer.checkpointed_index if checkpointer else -1,
-            "transactions_applied_total": self._replica.transactions_applied,
-            "blocks_sealed_total": self._replica.blocks_sealed,
-            "transactions_queued": self._replica.queued,
-            "transactions_waiting": self._replica.waiting,
-            "peer_messages_dropped_total": dropped.total(),
-            "peer_messages_sent_total": transport.sent,
-            "peer_bytes_sent_total": transport.sent_bytes,
             "alarms": len(self.alarms),
         }
 
     # Setting up
 
-    def _load_identity(self) -> None:
-        """Who this node is, and which cluster it belongs to."""
-        config = self.config
-        self._identity = load_identity(config.identity_file)
-        try:
-            text = config.genesis_file.read_text(encoding="utf-8")
-        except OSError as error:
-            detail = f"{config.genesis_file}: {error.strerror}"
-            raise ConfigError(file=None, key="genesis_file", detail=detail) from error
-        self._genesis: Genesis = load_genesis(text)
-        self._genesis_block = genesis_block(self._genesis)
-        self.cluster_id = self._genesis_block.hash
-        self._members: dict[MemberId, Member] = {m.public_key: m for m in self._genesis.members}
-        own = self._members.get(self._identity.public_key)
-        if own is None or own.name != config.name:
-            detail = f"{config.name} with this identity is not a member in {config.genesis_file}"
-            raise ConfigError(file=None, key="name", detail=detail)
-        self._bind = config.peer_bind or own.peer
-
     async def _open_stores(self, opened: AsyncExitStack) -> None:
         """The chain, and its index caught up to what was known to be committed."""
         config = self.config
-        self._chain = ChainStore.open(
-            config.chain_dir, genesis=self._genesis_block, map_bytes=config.map_bytes
-        )
+        self._chain = open_chain(config, self._genesis_block)
         opened.callback(self._chain.close)
         self._indexer = Indexer(on_applied=self._on_indexed, on_failure=self.fail)
         opened.push_async_callback(self._indexer.close)
@@ -363,9 +351,9 @@ class Node:
                 election_min_us=config.election_timeout_min_ms * MICROS_PER_MILLI,
                 election_max_us=config.election_timeout_max_ms * MICROS_PER_MILLI,
             ),
-            member=self._identity.public_key,
+            member=self._standing.identity.public_key,
             cluster_id=self.cluster_id,
-            sealer=Sealer(self._identity.signing_key, self.cluster_id, self._random),
+            sealer=Sealer(self._standing.identity.signing_key, self.cluster_id, self._random),
             chain=self._chain,
             hard_state=self._chain.hard_state,
             applied_index=self._index.applied_index,
@@ -376,26 +364,33 @@ class Node:
             recent=recent,
             lookup=self._lookup,
             limits=QueueLimits(config.queue_transactions, config.queue_bytes),
+            seeds=self._standing.seeds(),
         )
         self._loop = MemberLoop(
             replica=self._replica,
             chain=self._chain,
             tick_s=config.heartbeat_ms / 1_000 / TICKS_PER_HEARTBEAT,
             on_applied=self._indexer.request,
+            on_members=self._connect_peers,
             on_failure=self.fail,
         )
         opened.push_async_callback(self._loop.close)
+        self._administration = Administration(self._loop, self._replica)
+        roster = self._raft.log.roster
+        own = self._standing.member(roster)
+        if own.name != config.name:
+            detail = f"{config.name} is called {own.name} in the cluster"
+            raise ConfigError(file=None, key="name", detail=detail)
         self._transport = Transport(
-            identity=self._identity,
-            cluster_id=self.cluster_id,
-            bind=self._bind,
+            identity=self._standing.identity,
+            cluster_id=self._standing.incarnation(roster),
+            bind=config.peer_bind or own.peer,
             on_message=self._loop.receive,
             on_disconnect=self._loop.unreachable,
             on_connect=self._loop.reachable,
             on_failure=self.fail,
         )
-        peers = {m.public_key: m.peer for m in self._members.values() if m.name != config.name}
-        self._transport.set_peers(peers)
+        self._connect_peers()
         await self._transport.start()
         opened.push_async_callback(self._transport.close)
         if self.failed is not None or self._stop_asked:
@@ -418,6 +413,13 @@ class Node:
             task = asyncio.get_running_loop().create_task(self._checkpointer.run())
             task.add_done_callback(self._on_checkpointer_end)
             opened.push_async_callback(_cancelled, task)
+
+    def _connect_peers(self) -> None:
+        """Connections follow the chain; of whom it does not know, the invitation tells."""
+        seeds = self._standing.seeds()
+        self._transport.set_peers(
+            {key: (known or seeds[key]).peer for key, known in self._replica.peers.items()}
+        )
 
     def _leave(self) -> None:
         """Takes no further part: the loop stops, and whoever waits hears "unknown"."""

@@ -12,29 +12,36 @@ from node.outcomes import ClusterStatus, MemberStatus
 from storage.errors import BlockNotFoundError
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from consensus.block import Block
-    from consensus.membership import Genesis, Member
+    from consensus.membership import Member
     from consensus.raft import Raft
     from node.loop import MemberLoop
+    from node.replica import Replica
+    from node.transport import TransportCounters
     from storage.chain import ChainStore
 
 
 def cluster_status(
-    genesis: Genesis, node: str, cluster_id: bytes, raft: Raft, alarms: tuple[str, ...]
+    name: str, node: str, cluster_id: bytes, raft: Raft, alarms: tuple[str, ...]
 ) -> ClusterStatus:
-    """The cluster as the member `node` sees it."""
-    leader = next((m.name for m in genesis.members if m.public_key == raft.leader), None)
+    """The cluster called `name` as the member `node` sees it."""
+    membership = raft.log.roster.latest
+    leader = next((m.name for m in membership.members if m.public_key == raft.leader), None)
+    commit_index = raft.log.commit_index
     return ClusterStatus(
         cluster_id=cluster_id,
-        name=genesis.name,
+        name=name,
         node=node,
         role=raft.role.value,
         leader=leader,
         term=raft.term,
         last_index=raft.log.last_index,
-        commit_index=raft.log.commit_index,
+        commit_index=commit_index,
         applied_index=raft.log.applied_index,
-        members=tuple(_member_status(member, raft) for member in genesis.members),
+        catching_up_to=raft.fetch_through if raft.fetch_through > commit_index else None,
+        members=tuple(_member_status(member, raft) for member in membership.members),
         alarms=alarms,
     )
 
@@ -44,8 +51,32 @@ def _member_status(member: Member, raft: Raft) -> MemberStatus:
     if raft.leadership is not None:
         progress = raft.leadership.followers.get(member.public_key)
         match_index = progress.match_index if progress else raft.log.saved_index
-    role = "leader" if member.public_key == raft.leader else "follower"
+    if member.public_key in raft.log.roster.latest.learners:
+        role = "learner"
+    else:
+        role = "leader" if member.public_key == raft.leader else "follower"
     return MemberStatus(member, role, match_index)
+
+
+def node_metrics(
+    replica: Replica, loop_dropped: Counter[str], transport: TransportCounters
+) -> dict[str, int]:
+    """Counters and gauges of a running member, by name."""
+    raft = replica.raft
+    return {
+        "term": raft.term,
+        "is_leader": int(raft.leadership is not None),
+        "last_index": raft.log.last_index,
+        "commit_index": raft.log.commit_index,
+        "applied_index": replica.applied_index,
+        "transactions_applied_total": replica.transactions_applied,
+        "blocks_sealed_total": replica.blocks_sealed,
+        "transactions_queued": replica.queued,
+        "transactions_waiting": replica.waiting,
+        "peer_messages_dropped_total": (raft.dropped + replica.dropped + loop_dropped).total(),
+        "peer_messages_sent_total": transport.sent,
+        "peer_bytes_sent_total": transport.sent_bytes,
+    }
 
 
 class AppliedBlocks:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from consensus.block import Block
+    from storage.recent import Place
 
 UNKNOWN_DETAIL: Final = "no answer in time: it may be recorded; retry with the same id"
 CONFLICT_DETAIL: Final = "the id is recorded with other content"
@@ -247,3 +248,15 @@ def conflict(wanted: bytes) -> Refusal:
 def queue_full(wanted: bytes) -> Refusal:
     """The refusal of a transaction that found no room."""
     return Refusal(wanted, RefusalReason.QUEUE_FULL, FULL_DETAIL, RETRY_AFTER_S)
+
+
+def recorded_outcome(wanted: bytes, raw: bytes, block: Block, place: Place) -> Outcome:
+    """What to answer for an id that is recorded at `place` in `block`."""
+    if block.transactions[place.position] != raw:
+        return conflict(wanted)
+    return Receipt(wanted, place.index, place.position, block.hash, block.timestamp_us)
+
+
+def unavailable(wanted: bytes, obstacle: str) -> Refusal:
+    """What to answer while this member takes no transactions."""
+    return Refusal(wanted, RefusalReason.UNAVAILABLE, obstacle)

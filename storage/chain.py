@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 from consensus.block import MAX_BLOCK_BYTES, Tip, tip_after
+from consensus.changes import holds_change
 from consensus.merkle import (
     EMPTY_ROOT,
     leaf_hash,
     verify_consistency,
     verify_inclusion,
 )
-from consensus.changes import holds_change
 from consensus.ready import HardState
 from storage.cache import BlockCache
 from storage.contract import check_links, check_save
@@ -95,6 +95,7 @@ class ChainStore:
         reserve_bytes: int = DEFAULT_RESERVE_BYTES,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         readonly: bool = False,
+        may_create: bool = True,
     ) -> Self:
         """Open the store in the folder `path`, or make it where there is none and a genesis.
 
@@ -103,14 +104,14 @@ class ChainStore:
         process.
 
         Raises:
-            StoreMissingError: there is no store, and no genesis to make one from.
+            StoreMissingError: there is no store, and none may be made, or there is no genesis.
             WrongClusterError: the store has another genesis.
             FormatVersionError: it was written in another version of the format.
             DamagedStoreError, DamagedBlockError: what is there cannot be trusted.
             StorageFailedError: the system does not let us.
         """
         if not has_environment(path):
-            if genesis is None or readonly:
+            if genesis is None or readonly or not may_create:
                 raise StoreMissingError(path)
             _create(path, genesis, map_bytes)
         environment = Environment(path, LAYOUT, readonly=readonly, reserve_bytes=reserve_bytes)

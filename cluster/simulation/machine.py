@@ -22,6 +22,8 @@ from consensus.block import Sealer
 from consensus.leadership import RaftConfig
 from consensus.messages import decode_message, encode_message
 from consensus.raft import Raft
+from node.catchup import serve
+from node.lane import Lane
 from node.replica import Replica
 from storage.memory import MemoryChain
 from storage.recent import Lookup, RecentIndex
@@ -37,9 +39,8 @@ if TYPE_CHECKING:
     from consensus.block import Block
     from consensus.messages import MemberId
     from consensus.ready import Save
-    from node.lane import Lane
+    from node.effects import Recorded, Serving
     from node.mempool import QueueLimits
-    from node.replica import Recorded
     from storage.memory import PendingSave
 
 WALL_US: Final = 1_700_000_000_000_000
@@ -289,12 +290,22 @@ class Machine:
         for recorded in effects.recorded:
             read = partial(self._read_recorded, life, recorded)
             self._queue.after(self._random.randrange(1, TURN_US), read)
+        for serving in effects.servings:
+            read = partial(self._serve, life, serving)
+            self._queue.after(self._random.randrange(1, TURN_US), read)
         if life != self.life:
             return
         if effects.more and not self._pump_planned:
             self._plan_pump(0)
         self._setting.watch.look(self)
         self._plan_timer()
+
+    def _serve(self, life: int, serving: Serving) -> None:
+        """The reader's thread has the blocks that a peer fetches."""
+        if life == self.life:
+            raw = encode_message(serve(self.chain, serving))
+            number = self._setting.numbers[serving.target]
+            self._setting.send(self.number, number, Lane.BULK, raw)
 
     def _read_recorded(self, life: int, recorded: Recorded) -> None:
         """The reader's thread has the block of an old retry."""

@@ -16,11 +16,10 @@ from consensus.block import verify_block
 from consensus.invariants import Snapshot, check_cluster, check_state, check_step
 from consensus.messages import (
     AppendReply,
-    Forward,
-    ForwardRefusal,
     HeartbeatReply,
     PreVoteReply,
     PreVoteRequest,
+    RaftMessage,
     VoteReply,
     VoteRequest,
 )
@@ -185,7 +184,9 @@ class Watch:
 
     def leaves(self, machine: Machine, target: MemberId, message: AnyMessage) -> None:
         """What a message promises must be durable at the moment it leaves (paper, figure 2)."""
-        if isinstance(message, PreVoteRequest | PreVoteReply | Forward | ForwardRefusal):
+        if isinstance(message, PreVoteRequest | PreVoteReply) or not isinstance(
+            message, RaftMessage
+        ):
             return
         held = machine.chain.hard_state
         assert message.term <= held.term, f"{machine.name} spoke of term {message.term} unsaved"

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from consensus.block import decode_block
-from consensus.messages import Append, Forward, ForwardRefusal, decode_message
-
-if TYPE_CHECKING:
-    from consensus.messages import RaftMessage
+from consensus.messages import Append, RaftMessage, decode_message
 
 MILLISECOND_US = 1_000
 SECOND_US = 1_000 * MILLISECOND_US
@@ -28,7 +24,7 @@ class Envelope:
     def message(self) -> RaftMessage:
         """The message inside."""
         message = decode_message(self.raw)
-        assert not isinstance(message, Forward | ForwardRefusal), "the core sends no such thing"
+        assert isinstance(message, RaftMessage), "the core sends no such thing"
         return message
 
 

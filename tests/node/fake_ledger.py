@@ -198,6 +198,7 @@ class FakeNode:
             last_index=self.applied_index,
             commit_index=self.commit_index,
             applied_index=self.applied_index,
+            catching_up_to=None,
             members=(MemberStatus(self.member, "leader", self.applied_index),),
             alarms=self.alarms,
         )

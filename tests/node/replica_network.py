@@ -18,6 +18,7 @@ from consensus.leadership import RaftConfig
 from consensus.membership import Genesis, Member, genesis_block
 from consensus.messages import decode_message, encode_message
 from consensus.raft import Raft
+from node.catchup import serve
 from node.mempool import QueueLimits
 from node.outcomes import Outcome, Wait
 from node.replica import Replica
@@ -191,6 +192,10 @@ class ReplicaNetwork:
             effects = seat.replica.pump()
             for target, _lane, message in effects.envelopes:
                 self._wire.append((seat.member, target, encode_message(message)))
+            for serving in effects.servings:
+                reply = encode_message(serve(seat.chain, serving))
+                self._wire.append((seat.member, serving.target, reply))
+                busy = True
             for one in effects.recorded:
                 seat.replica.answer_recorded(one, seat.chain.block(one.place.index))
             if effects.save is not None:
