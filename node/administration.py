@@ -74,13 +74,12 @@ class Administration:
             NoLeaderError: nobody else took over within `timeout_s`.
         """
         target = self.membership.named(to).public_key if to is not None else None
-        own = self._replica.raft.member
+        raft = self._replica.raft
         self._loop.transfer_leadership(target)
-        leader = None
         try:
             async with asyncio.timeout(timeout_s):
-                while leader is None or leader == own:
-                    leader = await self._loop.wait_leader(other_than=leader or own)
+                while (leader := raft.leader) in {None, raft.member}:
+                    await self._loop.wait_leader_news()
         except TimeoutError as error:
             raise NoLeaderError(f"nobody took over within {timeout_s:g} s") from error
         return next(m.name for m in self.membership.members if m.public_key == leader)

@@ -66,12 +66,12 @@ def create_identity(path: Path) -> Identity:
     """
     signing_key = SigningKey.generate()
     try:
-        _save_new(_unused(path), UNUSED_TEXT)
         _save_new(path, bytes(signing_key).hex().encode() + b"\n")
     except FileExistsError as error:
         raise IdentityError(f"{path}: there is an identity already") from error
     except OSError as error:
         raise IdentityError(f"{path}: cannot write the identity: {error.strerror}") from error
+    _mark_unused(path)
     return Identity.of(signing_key)
 
 
@@ -125,6 +125,16 @@ def curve_public_z85(public_key: bytes) -> bytes:
     except (nacl.exceptions.RuntimeError, nacl.exceptions.ValueError) as error:
         raise IdentityError(f"{public_key.hex()}: not an Ed25519 public key") from error
     return z85.encode(bytes(point))
+
+
+def _mark_unused(path: Path) -> None:
+    """Only ever beside a key that has just been made; without it, that key is of no use."""
+    _unused(path).unlink(missing_ok=True)
+    try:
+        _save_new(_unused(path), UNUSED_TEXT)
+    except OSError as error:
+        path.unlink()
+        raise IdentityError(f"{path}: cannot write the identity: {error.strerror}") from error
 
 
 def _unused(path: Path) -> Path:

@@ -109,13 +109,11 @@ class MemberLoop:
         """Begins to hand over; see `Replica.transfer_leadership`. Raises ChangeError."""
         self._call(lambda: self._replica.transfer_leadership(target))
 
-    async def wait_leader(self, *, other_than: MemberId | None) -> MemberId | None:
-        """Waits until someone else leads, or nobody does any more; who."""
-        while self._replica.raft.leader == other_than:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._leader_waiters.append(waiter)
-            await waiter
-        return self._replica.raft.leader
+    async def wait_leader_news(self) -> None:
+        """Waits until someone else leads than now, or nobody does."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leader_waiters.append(waiter)
+        await waiter
 
     def forget_read(self, number: int) -> None:
         """Nobody waits for that read any more."""
@@ -247,7 +245,7 @@ class MemberLoop:
             if self._replica.applied_index > applied_before:
                 self._on_applied(self._replica.applied_index)
                 self._applied_waiters = _release(self._applied_waiters)
-            if self._leader_waiters and self._replica.raft.leader != self._leader_seen:
+            if self._replica.raft.leader != self._leader_seen:
                 self._leader_waiters = _release(self._leader_waiters)
             self._leader_seen = self._replica.raft.leader
             if effects.more:
