@@ -18,7 +18,7 @@ import importlib
 import json
 import logging
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def patched_raftos() -> Any:
         ) from error
     if not isinstance(raftos.server.asyncio, AsyncioWithLoopArgument):
         raftos.server.asyncio = AsyncioWithLoopArgument("asyncio")
+        raftos.state.asyncio = AsyncioWithErrorInFutures("asyncio")
         patch_serializer(raftos, msgpack)
         patch_locks(raftos)
         patch_log(raftos)
@@ -64,6 +65,18 @@ class AsyncioWithLoopArgument(ModuleType):
         """A queue of the running loop, which is the only one there is."""
         assert loop is asyncio.get_running_loop(), "a node lives in one loop"
         return asyncio.Queue()
+
+
+class AsyncioWithErrorInFutures(ModuleType):
+    """asyncio as `raftos.state` expects it: Python 3.8 moved the error that it catches.
+
+    Without this a follower breaks off at every entry that it applies, in the middle of a message.
+    """
+
+    futures = SimpleNamespace(InvalidStateError=asyncio.InvalidStateError)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
 
 
 def patch_serializer(raftos: Any, msgpack: Any) -> None:
