@@ -39,17 +39,6 @@ NEWLINES = [
 ]
 
 
-@pytest.fixture
-def raftos(tmp_path: Path) -> Any:
-    """The patched library, with its logs in the test's own folder."""
-    try:
-        library = raftos_adapter.patched_raftos()
-    except raftos_adapter.ControlNotInstalledError as error:
-        pytest.fail(str(error), pytrace=False)
-    raftos_adapter.configure(library, log_path=str(tmp_path))
-    return library
-
-
 class ControlNode:
     """One raftos node in a process of its own, spoken to over its pipes."""
 
