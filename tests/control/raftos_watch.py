@@ -87,6 +87,8 @@ class LogView:
     def _follow(self) -> None:
         """Bring the hashes up to date: what is as before keeps its hash."""
         now = self._log.cache
+        if now == self._entries:
+            return
         same = 0
         for known, entry in zip(self._entries, now, strict=False):
             if known is not entry and known != entry:
