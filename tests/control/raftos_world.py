@@ -2,7 +2,8 @@
 
 The network, the nemesis, the profiles of faults and the trace are those of `cluster.simulation`, as
 they are. Left out are only the faults that strike what raftos does not have or cannot be made to
-feel here: a save it would wait for, a clock of its own, blocks to forge. A crash is a power cut.
+feel here: a save it would wait for, a clock of its own, blocks to forge, a leader's first moment.
+A crash is a power cut.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ INBOX = 64
 call forth each other: a follower that lags gets one more endless exchange with each heartbeat."""
 NOT_FOR_RAFTOS = (
     Fault.FORGERY,
+    Fault.CRASH_FRESH,
     Fault.CRASH_AT_SAVE,
     Fault.DISK_STALL,
     Fault.SLOW_DISK,
