@@ -43,7 +43,32 @@ LAST_RETRY_S = 2.0
 ALARM_RETRY_S = 30.0
 """How often to look whether somebody has repaired what the alarm tells of."""
 
-_log = structlog.get_logger("checkpointer")
+
+class Log(Protocol):
+    """Where the checkpointer tells of what changed: an event by its name, with its fields."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """All is well again."""
+        ...
+
+    def warning(self, event: str, **fields: object) -> object:
+        """It will pass by itself."""
+        ...
+
+    def error(self, event: str, **fields: object) -> object:
+        """A person is needed."""
+        ...
+
+
+class Connect(Protocol):
+    """How a database is reached: `CheckpointStore.connect`, or what stands in for it."""
+
+    def __call__(self, dsn: str, /, *, cluster_id: bytes) -> Awaitable[CheckpointStore]:
+        """Connect; raises psycopg.Error."""
+        ...
+
+
+_LOG: Log = structlog.get_logger("checkpointer")
 
 
 class CheckpointSource(BlockReader, Protocol):
@@ -62,8 +87,9 @@ class CheckpointSource(BlockReader, Protocol):
 class Checkpointer:
     """Copies the blocks of `source` to the database `dsn` while `run` runs.
 
-    `sleep` and `random` set the pace of its retries, so that a test can do without either. What it
-    has done and what keeps it from doing more stands in the attributes.
+    `sleep` and `random` set the pace of its retries, and `connect` and `log` are its way out, so
+    that it runs in a test or a simulation as in a node. What it has done and what keeps it from
+    doing more stands in the attributes.
     """
 
     def __init__(
@@ -74,6 +100,8 @@ class Checkpointer:
         cluster_id: bytes,
         random: Random,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        connect: Connect = CheckpointStore.connect,
+        log: Log = _LOG,
     ) -> None:
         self.checkpointed_index = -1
         """The last block known to be in the database, whoever copied it; -1 for none."""
@@ -90,6 +118,8 @@ class Checkpointer:
         self._cluster_id = cluster_id
         self._random = random
         self._sleep = sleep
+        self._connect = connect
+        self._log = log
         self._failures = 0
 
     @property
@@ -101,7 +131,7 @@ class Checkpointer:
         """Copy until cancelled. A database that is away is waited for; nothing is raised."""
         while True:
             try:
-                store = await CheckpointStore.connect(self._dsn, cluster_id=self._cluster_id)
+                store = await self._connect(self._dsn, cluster_id=self._cluster_id)
                 async with store:
                     await self._follow(store)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
@@ -171,14 +201,14 @@ class Checkpointer:
     def _note_success(self) -> None:
         """Forget the errors before."""
         if self.last_error is not None:
-            _log.info("checkpoints_resumed", index=self.checkpointed_index)
+            self._log.info("checkpoints_resumed", index=self.checkpointed_index)
         self.last_error = self.alarm = None
         self._failures = 0
 
     async def _wait_for_database(self, error: psycopg.Error) -> None:
         """Wait before the next try: longer each time, and never in step with other nodes."""
         if self.last_error is None:
-            _log.warning("postgres_unavailable", error=_one_line(error))
+            self._log.warning("postgres_unavailable", error=_one_line(error))
         self.last_error = _one_line(error)
         longest_s = min(FIRST_RETRY_S * 2**self._failures, LAST_RETRY_S)
         self._failures += longest_s < LAST_RETRY_S
@@ -188,7 +218,7 @@ class Checkpointer:
         """Raise the alarm, once, and look again after a while."""
         text = _one_line(error)
         if self.alarm != text:
-            _log.error("checkpoint_alarm", error=text)
+            self._log.error("checkpoint_alarm", error=text)
         self.last_error = self.alarm = text
         await self._sleep(ALARM_RETRY_S)
 

@@ -6,21 +6,22 @@ Relies on the core's public state; changes nothing.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from node.outcomes import ClusterStatus, MemberStatus
 from storage.errors import BlockNotFoundError
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Awaitable, Callable
 
     from consensus.block import Block
     from consensus.membership import Member
     from consensus.raft import Raft
-    from node.loop import MemberLoop
     from node.replica import Replica
     from node.transport import TransportCounters
-    from storage.chain import ChainStore
+    from storage.contract import Chain
 
 
 def cluster_status(
@@ -79,22 +80,44 @@ def node_metrics(
     }
 
 
+class Applied(Protocol):
+    """How far a member has applied its chain."""
+
+    @property
+    def applied_index(self) -> int:
+        """The last index applied."""
+        ...
+
+    async def wait_applied(self, beyond: int) -> int:
+        """Waits until more than `beyond` is applied; how far that is."""
+        ...
+
+
 class AppliedBlocks:
     """What the checkpointer copies: the blocks that this node has applied, read beside the loop."""
 
-    def __init__(self, loop: MemberLoop, chain: ChainStore) -> None:
-        """Reads `chain`, as far as `loop` has come."""
-        self._loop = loop
+    def __init__(
+        self,
+        applied: Applied,
+        chain: Chain,
+        *,
+        in_thread: Callable[
+            [Callable[[], list[Block]]], Awaitable[list[Block]]
+        ] = asyncio.to_thread,
+    ) -> None:
+        """Reads `chain` by `in_thread`, as far as `applied` has come."""
+        self._applied = applied
         self._chain = chain
+        self._in_thread = in_thread
 
     @property
     def commit_index(self) -> int:
         """The last applied index."""
-        return self._loop.applied_index
+        return self._applied.applied_index
 
     async def wait_committed(self, beyond: int) -> int:
         """Waits until more than `beyond` is applied; how far that is."""
-        return await self._loop.wait_applied(beyond)
+        return await self._applied.wait_applied(beyond)
 
     async def committed_blocks(self, first: int, max_bytes: int) -> list[Block]:
         """Applied blocks from `first`, about `max_bytes` but at least one.
@@ -105,6 +128,6 @@ class AppliedBlocks:
         count = self.commit_index - first + 1
         if count <= 0:
             raise BlockNotFoundError(first, self.commit_index)
-        return await asyncio.to_thread(
-            self._chain.blocks, first, max_blocks=count, max_bytes=max_bytes
+        return await self._in_thread(
+            partial(self._chain.blocks, first, max_blocks=count, max_bytes=max_bytes)
         )

@@ -43,6 +43,12 @@ class Fault(StrEnum):
     DISK_STALL = "disk stall"
     SLOW_DISK = "slow disk"
     CLOCK_STEP = "clock step"
+    DATABASE_DOWN = "database down"
+    DATABASE_FROZEN = "database frozen"
+    DATABASE_SLOW = "database slow"
+    DATABASE_RESET = "connection to the database reset"
+    LOST_COMMIT_ANSWER = "lost answer of a commit"
+    CRASH_AT_CHECKPOINT = "crash at a checkpoint"
 
     CLOCK_DRIFT = "clock drift"
     LOST_ANSWER = "lost answer"
@@ -70,6 +76,14 @@ _NETWORK: Final = {
     Fault.SLOW_NETWORK: 5.0,
 }
 _DISK: Final = {Fault.DISK_STALL: 8.0, Fault.SLOW_DISK: 6.0}
+_DATABASE: Final = {
+    Fault.DATABASE_DOWN: 3.0,
+    Fault.DATABASE_FROZEN: 3.0,
+    Fault.DATABASE_SLOW: 3.0,
+    Fault.DATABASE_RESET: 4.0,
+    Fault.LOST_COMMIT_ANSWER: 4.0,
+    Fault.CRASH_AT_CHECKPOINT: 4.0,
+}
 _CLOCKS: Final = {Fault.PAUSE: 8.0, Fault.CLOCK_STEP: 3.0, Fault.CLOCK_DRIFT: 0.2}
 
 PROFILES: Final[Mapping[str, Mapping[Fault, float]]] = {
@@ -78,6 +92,7 @@ PROFILES: Final[Mapping[str, Mapping[Fault, float]]] = {
         **_NETWORK,
         **_CRASHES,
         **_DISK,
+        **_DATABASE,
         **_CLOCKS,
         Fault.FORGERY: 0.1,
         Fault.LOST_ANSWER: 0.02,
@@ -85,6 +100,7 @@ PROFILES: Final[Mapping[str, Mapping[Fault, float]]] = {
     "disk": {
         **{kind: 2 * rate for kind, rate in _CRASHES.items()},
         **{kind: 2 * rate for kind, rate in _DISK.items()},
+        **{kind: 2 * rate for kind, rate in _DATABASE.items()},
         Fault.LOST_ANSWER: 0.05,
     },
     "network": {

@@ -15,6 +15,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from cluster.simulation.checkpoints import Checkpoints
 from cluster.simulation.faults import MICROS_PER_SECOND, Fault
 from cluster.simulation.index import SimulatedIndex
 from cluster.simulation.record import describe
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from nacl.signing import SigningKey
 
+    from cluster.simulation.database_client import DatabaseWire
     from cluster.simulation.events import EventQueue
     from cluster.simulation.record import Trace
     from cluster.simulation.watch import Watch
@@ -77,6 +79,7 @@ class Setting:
     genesis: Block
     voters: tuple[MemberId, ...]
     limits: QueueLimits
+    wire: DatabaseWire
     send: Callable[[int, int, Lane, bytes], None]
     numbers: dict[MemberId, int] = field(default_factory=dict)
 
@@ -101,6 +104,9 @@ class Machine:
         self.paused_until_us = 0
         self.crash_at: Boundary | None = None
         self.on_crash: Callable[[Machine], None] = lambda _machine: None
+        self.checkpoints = Checkpoints(
+            self, wire=setting.wire, queue=setting.queue, trace=setting.trace
+        )
         self._key = key
         self._setting = setting
         self._queue = setting.queue
@@ -149,6 +155,7 @@ class Machine:
         )
         self._note(b"start", "starts")
         self._setting.watch.started(self)
+        self.checkpoints.start()
         self._pump()
 
     def crash(self, why: str) -> None:
@@ -160,6 +167,7 @@ class Machine:
             for what, times in counted.items():
                 self._setting.trace.coverage[f"dropped: {what}"] += times
         self.chain.crash()
+        self.checkpoints.crash()
         self._in_flight = None
         self.replica = self.lookup = self.crash_at = None
         self.life += 1
@@ -298,6 +306,7 @@ class Machine:
         if effects.more and not self._pump_planned:
             self._plan_pump(0)
         self._setting.watch.look(self)
+        self.checkpoints.turn()
         self._plan_timer()
 
     def _serve(self, life: int, serving: Serving) -> None:

@@ -1,9 +1,9 @@
 """One run: a cluster, its clients and its nemesis in one event queue, checked after every event.
 
 `simulate` lets faults rage for the scenario's time, then mends everything and demands progress:
-every node answers a read and records a transaction within five seconds, and all have one head. What
-breaks a rule, or raises in shipped code, ends the run as a violation. Relies on every other file of
-this folder.
+every node answers a read and records a transaction within five seconds, all have one head, and
+PostgreSQL has every block. What breaks a rule, or raises in shipped code, ends the run as a
+violation. Relies on every other file of this folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Final
 from nacl.signing import SigningKey
 
 from cluster.checker import Entry, Row, check_history
+from cluster.simulation.checkpoint_watch import CheckpointWatch
 from cluster.simulation.clients import Clients
+from cluster.simulation.database import SimulatedDatabase
+from cluster.simulation.database_client import DatabaseWire
+from cluster.simulation.database_faults import DatabaseNemesis
 from cluster.simulation.events import EventQueue
 from cluster.simulation.faults import MICROS_PER_SECOND
 from cluster.simulation.forgery import forge_append
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 PROGRESS_S: Final = 5
 FLUSH_US: Final = 400_000
 SETTLE_S: Final = 2
+CHECKPOINT_S: Final = 4
+"""The last of the checkpointers' waits, and the copying after it."""
 SMALL_QUEUE: Final = QueueLimits(transactions=3, size_bytes=2_000)
 FAILURES: Final = (
     AssertionError,
@@ -76,6 +82,8 @@ def simulate(scenario: Scenario, *, readable: bool = False) -> Result:
     except FAILURES as error:
         violation = f"{type(error).__name__}: {error}"
         world.trace.line(world.queue.now_us, f"VIOLATION {violation}")
+    finally:
+        world.end()
     return world.result(violation)
 
 
@@ -109,6 +117,7 @@ class _World:
             voters=voters,
             # Sometimes so small that clients see it full.
             limits=random.choice((QueueLimits(), QueueLimits(), SMALL_QUEUE)),
+            wire=self._make_database(),
             send=self.network.send,
             numbers={voter: number for number, voter in enumerate(voters)},
         )
@@ -144,6 +153,11 @@ class _World:
         self._heal()
         self._check_history()
 
+    def end(self) -> None:
+        """Nothing goes on: whatever still waits is dropped."""
+        for machine in self.machines:
+            machine.checkpoints.crash()
+
     def result(self, violation: str | None) -> Result:
         """What there is to say."""
         return Result(
@@ -159,6 +173,25 @@ class _World:
             coverage={name: n for name, n in sorted(self.trace.coverage.items()) if n},
             trace=tuple(self.trace.text()),
         )
+
+    def _make_database(self) -> DatabaseWire:
+        """PostgreSQL, what leads to it, who looks at it and who breaks it."""
+        wire = DatabaseWire(
+            database=SimulatedDatabase(),
+            queue=self.queue,
+            trace=self.trace,
+            random=self.scenario.stream("database"),
+        )
+        self.checkpoint_watch = CheckpointWatch(
+            database=wire.database,
+            committed=self.watch.committed,
+            trace=self.trace,
+            now_us=lambda: self.queue.now_us,
+        )
+        self.database_nemesis = DatabaseNemesis(
+            scenario=self.scenario, queue=self.queue, trace=self.trace, wire=wire
+        )
+        return wire
 
     def _deliver(self, source: int, target: int, raw: bytes) -> None:
         self.machines[target].receive(self.machines[source], raw)
@@ -177,6 +210,7 @@ class _World:
         self.trace.event(self.queue.now_us, "heal")
         self.trace.line(self.queue.now_us, "HEAL")
         self.nemesis.stop()
+        self.database_nemesis.stop()
         self.clients.stop()
         end_us = self.queue.now_us + PROGRESS_S * MICROS_PER_SECOND
         # Reads alone come first: they must not need a write to be answered.
@@ -189,6 +223,10 @@ class _World:
         settled_us = end_us + SETTLE_S * MICROS_PER_SECOND
         self.queue.run_until(settled_us, stop=lambda: len(self._heads()) == 1)
         assert len(self._heads()) == 1, "not one head everywhere after healing"
+        copied_us = self.queue.now_us + CHECKPOINT_S * MICROS_PER_SECOND
+        self.queue.run_until(copied_us, stop=lambda: self.checkpoint_watch.is_caught_up)
+        assert self.checkpoint_watch.is_caught_up, "PostgreSQL lacks blocks after healing"
+        self.checkpoint_watch.check_all()
 
     def _heads(self) -> set[tuple[int, bytes]]:
         """What each machine has applied, and what is the end of its log."""

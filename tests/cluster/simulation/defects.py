@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
+import node.checkpointer
 import node.replica
+import storage.checkpoint
 from consensus.block import Rule, Sealer
 from consensus.intake import Intake
 from consensus.leadership import Leadership
@@ -22,11 +24,28 @@ from consensus.messages import VoteReply, VoteRequest
 from consensus.quorum import Poll
 from consensus.raft import Raft
 from node.barriers import Barriers
+from node.checkpointer import Checkpointer
 from node.mempool import Mempool
 from node.replica import Replica
+from node.status import AppliedBlocks
 from node.submissions import Waiting
+from storage.checkpoint import CheckpointStore
 from storage.memory import MemoryChain
 from storage.recent import Lookup
+from tests.cluster.simulation.checkpoint_plants import (
+    alarms_at_once,
+    appends_without_transaction,
+    copies_no_transactions,
+    copies_what_is_saved,
+    gives_up_for_a_minute,
+    keeps_lock,
+    mixes_columns,
+    moves_cursor_apart,
+    moves_from_anywhere,
+    skips_a_block,
+    takes_any_lock,
+    trusts_old_progress,
+)
 from tests.cluster.simulation.core_plants import (
     Plant,
     acknowledges_unsaved,
@@ -277,5 +296,66 @@ DEFECTS: Final = (
         "disk",
         3,
         60,
+    ),
+    Defect(
+        "the cursor of PostgreSQL moves in a transaction of its own",
+        ((CheckpointStore, "append", moves_cursor_apart),),
+        "the cursor is at",
+    ),
+    Defect(
+        "blocks are appended to PostgreSQL without a transaction",
+        ((CheckpointStore, "append", appends_without_transaction),),
+        "the cursor is at",
+    ),
+    Defect(
+        "the transactions of blocks are not copied",
+        ((storage.checkpoint, "_copy_transactions", copies_no_transactions),),
+        "lacks a transaction",
+    ),
+    Defect(
+        "the columns of a block are mixed up in PostgreSQL",
+        ((storage.checkpoint, "block_row", mixes_columns),),
+        "differs in PostgreSQL",
+    ),
+    Defect(
+        "an old cursor is used again, and nothing is compared",
+        (
+            (Checkpointer, "_look", trusts_old_progress),
+            (CheckpointStore, "_move", moves_from_anywhere),
+        ),
+        "duplicate key|the cursor is at",
+    ),
+    Defect(
+        "a block is left out, and nothing is compared",
+        (
+            (node.checkpointer, "_first_rows", skips_a_block),
+            (CheckpointStore, "_move", moves_from_anywhere),
+        ),
+        "a gap at",
+    ),
+    Defect(
+        "what is saved is copied before it is committed",
+        ((AppliedBlocks, "commit_index", copies_what_is_saved),),
+        "uncommitted",
+    ),
+    Defect(
+        "the lock of PostgreSQL is ignored",
+        ((CheckpointStore, "try_lock", replaced(takes_any_lock)),),
+        "without the lock",
+    ),
+    Defect(
+        "the lock of PostgreSQL is not given back",
+        ((CheckpointStore, "unlock", replaced(keeps_lock)),),
+        "keeps the lock",
+    ),
+    Defect(
+        "a database that is away raises the alarm",
+        ((Checkpointer, "_wait_for_database", alarms_at_once),),
+        "checkpoint_alarm",
+    ),
+    Defect(
+        "a database that was away is left alone for a minute",
+        ((Checkpointer, "_wait_for_database", gives_up_for_a_minute),),
+        "lacks blocks",
     ),
 )
