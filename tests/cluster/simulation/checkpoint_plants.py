@@ -57,6 +57,17 @@ def moves_from_anywhere(_right: Any) -> Any:
     return move
 
 
+def moves_to_old_hash(_right: Any) -> Any:
+    """The cursor takes the last index, and the hash from before."""
+
+    async def move(self: Any, cursor: Any, blocks: Any) -> None:
+        first, last = blocks[0], blocks[-1]
+        stands = (self.cluster_id, first.index - 1, first.previous_hash)
+        await cursor.execute(checkpoint._MOVE, (last.index, first.previous_hash, *stands))
+
+    return move
+
+
 def trusts_old_progress(right: Any) -> Any:
     """... and how far the database is, is read once and remembered."""
 

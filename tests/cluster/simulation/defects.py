@@ -16,6 +16,7 @@ from unittest import mock
 import node.checkpointer
 import node.replica
 import storage.checkpoint
+import storage.checkpoint_rows
 from consensus.block import Rule, Sealer
 from consensus.intake import Intake
 from consensus.leadership import Leadership
@@ -42,6 +43,7 @@ from tests.cluster.simulation.checkpoint_plants import (
     mixes_columns,
     moves_cursor_apart,
     moves_from_anywhere,
+    moves_to_old_hash,
     skips_a_block,
     takes_any_lock,
     trusts_old_progress,
@@ -316,6 +318,16 @@ DEFECTS: Final = (
         "the columns of a block are mixed up in PostgreSQL",
         ((storage.checkpoint, "block_row", mixes_columns),),
         "differs in PostgreSQL",
+    ),
+    Defect(
+        "the payload of a transaction is not converted for PostgreSQL",
+        ((storage.checkpoint_rows, "payload_json", replaced(lambda _payload: b"null")),),
+        "another payload",
+    ),
+    Defect(
+        "the cursor of PostgreSQL keeps its hash",
+        ((CheckpointStore, "_move", moves_to_old_hash),),
+        "another hash than block",
     ),
     Defect(
         "an old cursor is used again, and nothing is compared",

@@ -15,6 +15,7 @@ from collections import Counter
 import pytest
 
 from cluster.simulation.campaign import run_campaign
+from cluster.simulation.database_client import CheckpointBoundary
 from cluster.simulation.faults import PROFILES, Fault, Scenario
 from cluster.simulation.shrink import shrink
 from cluster.simulation.world import simulate
@@ -116,6 +117,8 @@ def test_chaos_reaches_what_it_is_for() -> None:
         coverage.update(result.coverage)
     unseen = {kind for kind in PROFILES["chaos"] if not faults[kind]} - {Fault.CLOCK_DRIFT}
     assert set() == unseen
+    crashes = {f"{Fault.CRASH_AT_CHECKPOINT}, {each}" for each in CheckpointBoundary}
+    assert crashes <= set(faults)
     rare = (
         "contested elections",
         "tails truncated",
@@ -125,6 +128,9 @@ def test_chaos_reaches_what_it_is_for() -> None:
         "queue full",
         "conflicts answered",
         "retries elsewhere",
+        "checkpoints committed and not answered",
+        "checkpoint writers changed",
+        "checkpointers without a database",
     )
     assert [] == [name for name in rare if not coverage[name]]
 
