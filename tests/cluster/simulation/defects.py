@@ -17,6 +17,10 @@ import node.checkpointer
 import node.replica
 import storage.checkpoint
 import storage.checkpoint_rows
+import storage.rows
+from cluster.simulation.disk import Disk
+from cluster.simulation.index import SimulatedIndex
+from cluster.simulation.machine import Machine
 from consensus.block import Rule, Sealer
 from consensus.intake import Intake
 from consensus.leadership import Leadership
@@ -75,6 +79,13 @@ from tests.cluster.simulation.core_plants import (
     truncates_always,
     unbounded_heartbeat,
     votes_again,
+)
+from tests.cluster.simulation.disk_plants import (
+    acknowledges_unapplied,
+    goes_on_without_room,
+    reports_unwritten,
+    saved_without_room,
+    takes_commit_for_applied,
 )
 from tests.cluster.simulation.node_plants import (
     acknowledges_sealed,
@@ -369,5 +380,46 @@ DEFECTS: Final = (
         "a database that was away is left alone for a minute",
         ((Checkpointer, "_wait_for_database", gives_up_for_a_minute),),
         "lacks blocks",
+    ),
+    Defect(
+        "an index batch is reported before it is written",
+        ((SimulatedIndex, "apply", reports_unwritten),),
+        "not the chain's|finds id",
+        "disk",
+    ),
+    Defect(
+        "a restart takes what is committed for what is indexed",
+        (
+            (Machine, "_catch_up", replaced(lambda _self: True)),
+            (Raft, "__init__", takes_commit_for_applied),
+        ),
+        "not the chain's|finds id|twice",
+        "disk",
+    ),
+    Defect(
+        "a damaged block is served",
+        ((storage.rows, "check_content", replaced(lambda _block: None)),),
+        "served other content",
+        "disk",
+        3,
+        30,
+    ),
+    Defect(
+        "a full disk is acknowledged",
+        ((Disk, "_end", saved_without_room),),
+        "acknowledged unsaved|not on its disk|claims unsaved|there is no block",
+        "disk",
+    ),
+    Defect(
+        "a save refused by a full disk is forgotten",
+        ((Machine, "_stop", goes_on_without_room),),
+        "after healing",
+        "disk",
+        5,
+    ),
+    Defect(
+        "a receipt leaves before its block is applied",
+        ((Replica, "pump", acknowledges_unapplied),),
+        "before it applied",
     ),
 )
