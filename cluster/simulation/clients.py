@@ -46,6 +46,8 @@ REMEMBERED: Final = 40
 PAGES: Final = (3, 1_000_000)
 FURTHER: Final = 0.5
 """How often a reader goes on with another page, and asks after an id."""
+LOCAL: Final = 0.3
+"""How often it first reads what the node has, however far behind that is."""
 
 
 class Clients:
@@ -190,6 +192,8 @@ class Clients:
         self._queue.after(patience_us, partial(self._read_over, read))
 
     def _read_at(self, read: Read, machine: Machine) -> None:
+        if self._random.random() < LOCAL:
+            self._read_locally(read.user, machine)
         known = len(self._watch.committed) - 1
 
         def answer(index: int) -> None:
@@ -199,6 +203,13 @@ class Clients:
         number = machine.running.read(answer)
         patience_us = self._random.randrange(100_000, 3 * MICROS_PER_SECOND)
         self._queue.after(patience_us, partial(self._forget, machine, machine.life, number))
+
+    def _read_locally(self, user: str, machine: Machine) -> None:
+        """What is applied here, without asking anybody (`consistency=local`)."""
+        try:
+            self._look_further(machine, user, ())
+        except DamagedBlockError:
+            self._trace.coverage["reads refused: DamagedBlockError"] += 1
 
     def _forget(self, machine: Machine, life: int, number: int) -> None:
         """The node's own patience with a read is over."""

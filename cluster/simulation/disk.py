@@ -150,7 +150,9 @@ class Disk:
             self._queue.after(SAVE_US, partial(self._end, self._in_flight))
 
     def mend(self) -> None:
-        """Nothing is wrong with it any more; what was damaged reads well again."""
+        """Nothing is wrong with it any more; a save that there was no room for is refused now."""
+        if self._in_flight is not None and self._in_flight.pending is None:
+            self._end(self._in_flight)
         self.room = Room.PLENTY
         self.chain.damaged.clear()
         self.quicken()

@@ -19,16 +19,16 @@ from cluster.simulation.boundary import KIND_OF, Boundary
 from cluster.simulation.checkpoints import Checkpoints
 from cluster.simulation.disk import Disk
 from cluster.simulation.faults import MICROS_PER_SECOND
+from cluster.simulation.indexing import IndexProcess
 from cluster.simulation.record import describe
 from consensus.block import Sealer
 from consensus.leadership import RaftConfig
 from consensus.messages import decode_message, encode_message
 from consensus.raft import Raft
 from node.catchup import serve
-from node.indexer import apply_through
 from node.lane import Lane
 from node.replica import Replica
-from storage.errors import DamagedBlockError, NoSpaceError
+from storage.errors import DamagedBlockError
 from storage.recent import Lookup, RecentIndex
 
 if TYPE_CHECKING:
@@ -55,9 +55,6 @@ IDLE_US: Final = 200_000
 """A replica is pumped at least this often, for what it offers again by itself."""
 TOLD_US: Final = 200
 """A save is durable for about this long before the loop hears of it."""
-REPORT_US: Final = 2_000
-LATE_REPORT_US: Final = 500_000
-"""How long the index process's word takes, as a rule and at the most."""
 INBOX: Final = 1_000
 """What the sockets of a paused machine hold; what comes beyond that is lost."""
 
@@ -95,6 +92,13 @@ class Machine:
         )
         self.chain = self.disk.chain
         self.index = self.disk.index
+        self._indexing = IndexProcess(
+            self.disk,
+            queue=setting.queue,
+            random=random,
+            trace=setting.trace,
+            crashes_at=self._crashes_at,
+        )
         self.replica: Replica | None = None
         self.lookup: Lookup | None = None
         self.life = 0
@@ -162,20 +166,12 @@ class Machine:
 
     def _catch_up(self) -> bool:
         """Index what is known to be committed, as a node does before it joins; or fail to boot."""
-        target = self.chain.hard_state.commit_index
-        through = target
-        if self.crash_at is Boundary.INDEXING:
-            through = self.index.applied_index + (target - self.index.applied_index) // 2
-        try:
-            apply_through(self.chain, self.index, through, report=lambda *_: None)
-        except DamagedBlockError as error:
-            return self._fail_boot(type(error).__name__)
-        if self.crash_at is Boundary.INDEXING:
-            self._setting.trace.faults[f"{KIND_OF[Boundary.INDEXING]}, {Boundary.INDEXING}"] += 1
-            return self._fail_boot(Boundary.INDEXING)
-        if self.index.applied_index < target:
-            return self._fail_boot(NoSpaceError.__name__)
-        return True
+        is_cut_short = self.crash_at is Boundary.INDEXING
+        why = self._indexing.catch_up(is_cut_short=is_cut_short)
+        if is_cut_short:
+            why = Boundary.INDEXING
+            self._setting.trace.faults[f"{KIND_OF[why]}, {why}"] += 1
+        return self._fail_boot(why) if why else True
 
     def _fail_boot(self, why: str) -> bool:
         """Down again before it joined; somebody starts it once more."""
@@ -261,26 +257,12 @@ class Machine:
             send()
 
     def flush_index(self) -> None:
-        """The index process writes most of what is applied, and says so a moment later."""
-        if self.replica is None or self.is_paused:
-            return
-        through = self.replica.applied_index - self._random.randrange(3)
-        if through <= self.index.applied_index or self._crashes_at(Boundary.UNINDEXED):
-            return
-        try:
-            apply_through(self.chain, self.index, through, report=self._report)
-        except DamagedBlockError as error:
-            self._stop(error)  # the index process ends, and the node with it
+        """The index process does its work; see `indexing`."""
+        if self.replica is not None and not self.is_paused:
+            on_written = partial(self._indexed, self.life)
+            self._guarded(partial(self._indexing.flush, self.replica.applied_index, on_written))
 
-    def _report(self, word: str, applied_index: int, _detail: str) -> None:
-        if word == "full":
-            self._setting.trace.coverage["index batches refused for want of room"] += 1
-        if not self._crashes_at(Boundary.UNREPORTED):
-            is_late = self._random.random() < 0.1  # noqa: PLR2004 - told at once as a rule
-            delay_us = self._random.randrange(LATE_REPORT_US if is_late else REPORT_US)
-            self._queue.after(delay_us, partial(self._reported, self.life, applied_index))
-
-    def _reported(self, life: int, applied_index: int) -> None:
+    def _indexed(self, life: int, applied_index: int) -> None:
         if life == self.life:
             self._when_awake(partial(self.running.flushed, applied_index))
 

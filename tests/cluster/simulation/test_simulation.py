@@ -14,6 +14,7 @@ from collections import Counter
 
 import pytest
 
+from cluster.simulation.boundary import KIND_OF
 from cluster.simulation.campaign import run_campaign
 from cluster.simulation.database_client import CheckpointBoundary
 from cluster.simulation.faults import PROFILES, Fault, Scenario
@@ -38,6 +39,7 @@ SAME_EVERYWHERE = (
     # Both once went another way with another order of hashes: calls expired in that order.
     Scenario(seed=0, nodes=3, seconds=20.0),
     Scenario(seed=7, nodes=5, seconds=20.0, profile="network"),
+    Scenario(seed=3, nodes=3, seconds=20.0, profile="disk"),
 )
 
 PRINT_HASHES = (
@@ -131,6 +133,32 @@ def test_chaos_reaches_what_it_is_for() -> None:
         "checkpoints committed and not answered",
         "checkpoint writers changed",
         "checkpointers without a database",
+        "further pages and ids looked up",
+        "nodes stopped: NoSpaceError",
+        "boots failed: NoSpaceError",
+        "index batches refused for want of room",
+    )
+    assert [] == [name for name in rare if not coverage[name]]
+
+
+def test_bad_disks_reach_what_they_are_for() -> None:
+    """A crash falls on every boundary, and damaged blocks reach readers, retries and the core."""
+    faults: Counter[str] = Counter()
+    coverage: Counter[str] = Counter()
+    for seed in range(15):
+        result = simulate(Scenario(seed=seed, nodes=3, seconds=60.0, profile="disk"))
+        assert result.violation is None, f"seed {seed}: {result.violation}"
+        faults.update(result.faults)
+        coverage.update(result.coverage)
+    assert set() == {kind for kind in PROFILES["disk"] if not faults[kind]}
+    assert [] == [
+        boundary for boundary, kind in KIND_OF.items() if not faults[f"{kind}, {boundary}"]
+    ]
+    rare = (
+        "reads refused: DamagedBlockError",
+        "retries refused: DamagedBlockError",
+        "nodes stopped: DamagedBlockError",
+        "boots failed: DamagedBlockError",
     )
     assert [] == [name for name in rare if not coverage[name]]
 
