@@ -163,9 +163,15 @@ class Clients:
         )
         self._queue.after(20_000, again)
 
+    def note_call(self, machine: Machine, submission: Submission) -> None:
+        """A call has reached a node."""
+        offered = ", ".join(wanted.hex()[:8] for wanted in submission.ids)
+        self._say(machine, f"is offered {offered}")
+
     def fate_of(self, machine: Machine, raw: bytes, outcome: Outcome) -> Fate:
         """What an outcome means to the client, after a look at whether it is true."""
         if isinstance(outcome, Receipt):
+            self._say(machine, f"acknowledges {outcome.id.hex()[:8]} at {outcome.index}")
             self._watch.acknowledged(machine, raw, outcome)
             return Fate.ACKNOWLEDGED
         if isinstance(outcome, Refusal):
@@ -244,8 +250,16 @@ class Clients:
             block = machine.running.raft.log.recent_block(place.index)
             block = machine.chain.block(place.index) if block is None else block
             rows.append((place, block.transactions[place.position]))
+        order = "newest" if page.newest_first else "oldest"
+        after = "" if page.after is None else f" after {tuple(page.after)}"
+        self._say(machine, f"answers with {len(rows)} rows of {page.user}, {order} first{after}")
         self._watch.page_read(machine, page, rows)
         return rows
+
+    def _say(self, machine: Machine, text: str) -> None:
+        """What a client hears, for whoever reads the trace."""
+        if self._trace.is_readable:
+            self._trace.line(self._queue.now_us, f"{machine.name} {text}")
 
     def _look_further(
         self, machine: Machine, user: str, rows: Sequence[tuple[Place, bytes]]
@@ -401,6 +415,7 @@ class _Attempt:
             wait=Wait.ACCEPTED if is_hasty else Wait.COMMITTED,
             on_done=self._on_done,
         )
+        self._clients.note_call(machine, self._submission)
         machine.running.submit(self._submission)
 
     def _on_done(self, outcomes: list[Outcome]) -> None:
