@@ -29,6 +29,8 @@ MIN_PAUSE_US: Final = 100_000
 MAX_PAUSE_FACTOR: Final = 300
 """Pauses last 0.1 to 30 s, short ones as likely as ten times longer ones."""
 MAX_STEP_US: Final = 3600 * MICROS_PER_SECOND
+TOGETHER: Final = 0.1
+"""How often several machines crash on one boundary."""
 MAX_DAMAGED: Final = 12
 """Blocks that go bad at once."""
 
@@ -149,18 +151,29 @@ class Nemesis:
         if victim is not None:
             self._crash(Fault.CRASH_ONE, [victim])
 
-    def _crash_at(self, kind: Fault, random: Random) -> None:
+    def _victims(self, random: Random) -> list[Machine]:
+        """One, as a rule; now and then a majority or all, as when the power fails."""
+        up = self._up()
+        if up and random.random() < TOGETHER:
+            most = min(len(up), majority_of(len(self._machines)))
+            return random.sample(up, random.choice((most, len(up))))
         victim = self._victim(random)
-        if victim is not None:
-            victim.crash_at = random.choice(BOUNDARIES[kind])
-            self._fault(kind, f"{victim.name} {victim.crash_at}")
+        return [] if victim is None else [victim]
+
+    def _crash_at(self, kind: Fault, random: Random) -> None:
+        victims, boundary = self._victims(random), random.choice(BOUNDARIES[kind])
+        if victims:
+            for victim in victims:
+                victim.crash_at = boundary
+            self._fault(kind, f"{', '.join(victim.name for victim in victims)} {boundary}")
 
     def _crash_in_recovery(self, random: Random) -> None:
-        """Crash somebody, and then again before it has recovered."""
-        victim = self._victim(random)
-        if victim is not None:
-            self._crash(Fault.CRASH_IN_RECOVERY, [victim])
-            victim.crash_at = random.choice(BOUNDARIES[Fault.CRASH_IN_RECOVERY])
+        """Crash somebody, and then again before they have recovered."""
+        victims = self._victims(random)
+        if victims:
+            self._crash(Fault.CRASH_IN_RECOVERY, victims)
+            for victim in victims:
+                victim.crash_at = random.choice(BOUNDARIES[Fault.CRASH_IN_RECOVERY])
 
     def elected(self, machine: Machine) -> None:
         """A leader's first moments are the most delicate: some do not survive them."""

@@ -27,18 +27,18 @@ FRESH = [secrets.randbits(32) for _ in range(8)]
 """Drawn anew in every run of the tests."""
 
 KEPT: list[tuple[str, Scenario]] = [
-    ("a longer log of an older term", Scenario(seed=7, nodes=3, seconds=30.0)),
-    ("one member's vote, twice", Scenario(seed=20, nodes=5, seconds=30.0)),
-    ("a read at a cut-off leader", Scenario(seed=10, nodes=3, seconds=30.0, profile="network")),
-    ("a heartbeat's reply that waits while its blocks go", Scenario(seed=1056, seconds=60.0)),
+    ("a longer log of an older term", Scenario(seed=9, nodes=3, seconds=30.0)),
+    ("one member's vote, twice", Scenario(seed=45, nodes=5, seconds=30.0)),
+    ("a read at a cut-off leader", Scenario(seed=3, nodes=3, seconds=30.0, profile="network")),
+    ("a heartbeat's reply that waits while its blocks go", Scenario(seed=301, seconds=60.0)),
 ]
 """Seeds worth keeping, and what they came upon, some of them with a defect planted."""
 
 SAME_EVERYWHERE = (
     Scenario(seed=5, nodes=5, seconds=20.0),
-    # Both once went another way with another order of hashes: calls expired in that order.
-    Scenario(seed=0, nodes=3, seconds=20.0),
-    Scenario(seed=7, nodes=5, seconds=20.0, profile="network"),
+    # Both go another way with another order of hashes where calls expire in that order.
+    Scenario(seed=41, nodes=3, seconds=20.0),
+    Scenario(seed=31, nodes=5, seconds=20.0, profile="network"),
     Scenario(seed=3, nodes=3, seconds=20.0, profile="disk"),
 )
 
