@@ -376,6 +376,17 @@ class Node:
         )
         opened.push_async_callback(self._loop.close)
         self._administration = Administration(self._loop, self._replica)
+        await self._open_transport(opened)
+        if self.failed is not None or self._stop_asked:
+            raise NodeFailedError("the node was stopped while it started") from self.failed
+        self._running = True
+        self._loop.start(self._transport.send)
+        opened.callback(self._leave)
+        self._start_checkpointer(opened)
+
+    async def _open_transport(self, opened: AsyncExitStack) -> None:
+        """The sockets to and from the peers, at the address that the chain has for this node."""
+        config = self.config
         roster = self._raft.log.roster
         own = self._standing.member(roster)
         if own.name != config.name:
@@ -393,12 +404,6 @@ class Node:
         self._connect_peers()
         await self._transport.start()
         opened.push_async_callback(self._transport.close)
-        if self.failed is not None or self._stop_asked:
-            raise NodeFailedError("the node was stopped while it started") from self.failed
-        self._running = True
-        self._loop.start(self._transport.send)
-        opened.callback(self._leave)
-        self._start_checkpointer(opened)
 
     def _start_checkpointer(self, opened: AsyncExitStack) -> None:
         dsn = self.config.postgres_dsn
