@@ -50,12 +50,16 @@ def name_of(member: MemberId) -> str:
 
 
 @cache
+def member_of(name: str) -> Member:
+    """The member that the tests call `name`, with its addresses."""
+    number = NAMES.index(name) + 1
+    return Member(name, member_id(name), f"127.0.0.1:{7000 + number}", f"127.0.0.1:{8000 + number}")
+
+
+@cache
 def genesis_of_size(size: int) -> Block:
     """Block 0 of a cluster of the first `size` names."""
-    members = tuple(
-        Member(name, member_id(name), f"127.0.0.1:{7001 + i}", f"127.0.0.1:{8001 + i}")
-        for i, name in enumerate(NAMES[:size])
-    )
+    members = tuple(member_of(name) for name in NAMES[:size])
     return genesis_block(Genesis(name="test", created_us=0, members=members))
 
 

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from consensus.block import decode_block
-from consensus.messages import Append, RaftMessage, decode_message
+from consensus.messages import (
+    Append,
+    BlocksReply,
+    BlocksRequest,
+    Forward,
+    ForwardRefusal,
+    decode_message,
+)
+
+if TYPE_CHECKING:
+    from consensus.messages import RaftMessage
 
 MILLISECOND_US = 1_000
 SECOND_US = 1_000 * MILLISECOND_US
@@ -24,7 +35,8 @@ class Envelope:
     def message(self) -> RaftMessage:
         """The message inside."""
         message = decode_message(self.raw)
-        assert isinstance(message, RaftMessage), "the core sends no such thing"
+        others = Forward | ForwardRefusal | BlocksRequest | BlocksReply
+        assert not isinstance(message, others), "the core sends no such thing"
         return message
 
 

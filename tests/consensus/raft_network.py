@@ -11,20 +11,13 @@ leaves before it is durable, and what is committed is durable on a majority and 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
+from consensus.changes import Change
 from consensus.invariants import Snapshot, check_cluster, check_state, check_step
 from consensus.leadership import RaftConfig
-from consensus.messages import (
-    AppendReply,
-    PreVoteReply,
-    PreVoteRequest,
-    VoteReply,
-    VoteRequest,
-    encode_message,
-)
+from consensus.messages import AppendReply, PreVoteReply, PreVoteRequest, encode_message
 from consensus.quorum import majority_of
 from consensus.raft import Raft
 from consensus.ready import HardState, Role
@@ -34,48 +27,24 @@ from tests.consensus.raft_chains import (
     genesis_of_size,
     log_of_terms,
     member_id,
+    member_of,
     name_of,
     sealer_of,
 )
+from tests.consensus.raft_host import Host, describe_save
 from tests.consensus.raft_mail import MILLISECOND_US, Envelope, Weather, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from consensus.block import Block
+    from consensus.changes import ChangeKind
     from consensus.messages import MemberId, RaftMessage
-    from consensus.ready import Ready, Save
+    from consensus.ready import Ready
 
 WALL_US = 1_700_000_000_000_000
 STUCK = 20_000
 """More events than this at one instant can only be a loop."""
-
-
-@dataclass(slots=True)
-class Host:
-    """One member's machine: its disk, and the `Raft` that runs while `raft` is not None."""
-
-    name: str
-    chain: DurableChain
-    raft: Raft | None = None
-    starts: int = 0
-    save: Save | None = None
-    save_due_us: int = 0
-    start_applied: int = 0
-    applied: list[Block] = field(default_factory=list)
-    reads: dict[int, int | None] = field(default_factory=dict)
-    read_floors: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def running(self) -> Raft:
-        """The member itself; it must not be crashed."""
-        assert self.raft is not None, f"{self.name} is down"
-        return self.raft
-
-    @property
-    def applied_index(self) -> int:
-        """How far this member's blocks were handed out to be applied."""
-        return self.start_applied + len(self.applied)
 
 
 class Network:
@@ -161,9 +130,10 @@ class Network:
         self.tick(name)
         return host.raft
 
-    def hosts_of_cluster(self) -> str:
-        """The names of all members, running or not."""
-        return NAMES[: self.size]
+    def join(self, name: str) -> None:
+        """A machine that genesis does not know starts with genesis alone, as a member to be."""
+        self.hosts[name] = Host(name, DurableChain([genesis_of_size(self.size)], HardState()))
+        self.start(name)
 
     def crash(self, name: str) -> None:
         """Takes away all that is not durable; a save that was under way did not happen."""
@@ -203,6 +173,24 @@ class Network:
             self.say(f"{name} seals block {block.index}/{block.term}")
         return block
 
+    def change(self, name: str, kind: ChangeKind, subject: str) -> Block:
+        """Has the leader change one member; raises ChangeError where it does not."""
+        self.advance(name)
+        with self._event(name) as raft:
+            known = {member.name: member for member in raft.log.roster.latest.members}
+            member = known.get(subject) or member_of(subject)
+            block = raft.change_membership(Change(kind, member))
+            self.say(f"{name} seals block {block.index}/{block.term}: {kind} {subject}")
+        return block
+
+    def transfer(self, name: str, target: str | None = None) -> str:
+        """Has the leader hand over; to whom. Raises ChangeError where it does not."""
+        self.advance(name)
+        with self._event(name) as raft:
+            chosen = name_of(raft.transfer_leadership(member_id(target) if target else None))
+            self.say(f"{name} hands over to {chosen}")
+        return chosen
+
     def read(self, name: str, token: int) -> None:
         """Asks a member for a read, and notes what that read may not miss."""
         self.hosts[name].read_floors[token] = self.commit_index
@@ -231,7 +219,7 @@ class Network:
             self.bag.remove(envelope)
         source, target = envelope.source, envelope.target
         message = envelope.message
-        if self.hosts[target].raft is None or (source, target) in self.cut:
+        if target not in self.up or (source, target) in self.cut:
             self.say(f"{source} ✗ {target}  {describe(message)}")
             return
         self.say(f"{source} → {target}  {describe(message)}")
@@ -293,8 +281,9 @@ class Network:
         self.now_us += self.config.election_max_us
         raft._patience.due_us = self.now_us
         self.tick(name)
-        others = [other for other in self.hosts if other != name]
-        for other in others[: majority_of(self.size) - 1]:
+        others = sorted(name_of(voter) for voter in raft.voters - {raft.member})
+        needed = majority_of(len(raft.voters)) - (raft.member in raft.voters)
+        for other in others[:needed]:
             self.step(name, other, PreVoteReply(raft.term + 1, granted=True))
         self.drop(name, kind=PreVoteRequest)
         self.finish_save(name)
@@ -345,7 +334,7 @@ class Network:
         return best
 
     def _arrive(self, envelope: Envelope) -> None:
-        if self.hosts[envelope.target].raft is not None:
+        if envelope.target in self.up:
             self.advance(envelope.target)
         self.deliver_one(envelope)
 
@@ -355,20 +344,31 @@ class Network:
 
     def _fetch(self, name: str) -> None:
         """A member that was asked to fetch does so at once, from the first that it can reach."""
-        own = self[name].log
-        if self[name].fetch_through <= own.commit_index:
-            return
+        if self[name].fetch_through > self[name].log.commit_index:
+            self.look_around(name)
+
+    def look_around(self, name: str) -> bool:
+        """A member fetches from the first that it can reach and that has more; whether it did.
+
+        It asks whoever it likes, and needs no leader for that.
+        """
+        ours = self[name].log.commit_index
         for other in self.up:
-            log = self[other].log
-            if log.commit_index <= own.commit_index or self.cut & {(name, other), (other, name)}:
-                continue
-            first = own.commit_index + 1
-            count = log.commit_index - own.commit_index
-            blocks = log.blocks_from(first, max_blocks=count, max_bytes=1 << 20)
-            self.say(f"{name} fetches blocks {first} to {blocks[-1].index} from {other}")
-            with self._event(name) as raft:
-                raft.take_fetched(first, [block.encode() for block in blocks])
-            return
+            is_cut = self.cut & {(name, other), (other, name)}
+            if not is_cut and self[other].log.commit_index > ours:
+                self.fetch(name, other)
+                return True
+        return False
+
+    def fetch(self, name: str, source: str) -> None:
+        """A member takes committed blocks from another, from the first that it lacks on."""
+        log = self[source].log
+        first = self[name].log.commit_index + 1
+        count = log.commit_index + 1 - first
+        blocks = log.blocks_from(first, max_blocks=count, max_bytes=1 << 20)
+        self.say(f"{name} fetches blocks {first} to {blocks[-1].index} from {source}")
+        with self._event(name) as raft:
+            raft.take_fetched(first, [block.encode() for block in blocks])
 
     # What is checked after every event
 
@@ -400,19 +400,27 @@ class Network:
         for index in range(before.commit_index + 1, after.commit_index + 1):
             digest = raft.log.hash_at(index)
             assert self.committed.setdefault(index, digest) == digest, f"two blocks {index}"
-        if after.commit_index > before.commit_index:
-            self.commit_index = max(self.commit_index, after.commit_index)
-            self._check_durable(after.commit_index)
+        if after.commit_index > self.commit_index:
+            self.commit_index = after.commit_index
+            self._check_durable(raft)
         self._say_changes(name, before, after)
 
-    def _check_durable(self, index: int) -> None:
-        digest = self.committed[index]
-        holders = sum(host.chain.holds(index, digest) for host in self.hosts.values())
-        assert holders >= majority_of(self.size), f"block {index} is committed on {holders} disks"
+    def _check_durable(self, first: Raft) -> None:
+        """Who commits a block first led until then, and its voters are those in force."""
+        index = first.log.commit_index
+        holders = sum(
+            name_of(voter) in self.hosts
+            and self.hosts[name_of(voter)].chain.holds(index, self.committed[index])
+            for voter in first.voters
+        )
+        needed = majority_of(len(first.voters))
+        assert holders >= needed, f"block {index} is committed on {holders} of {needed} disks"
 
     def _take(self, host: Host, ready: Ready) -> None:
         for outgoing in ready.messages:
-            self._check_durable_before_send(host, outgoing.message, outgoing.target)
+            host.check_before_send(outgoing.message, outgoing.target)
+            if isinstance(outgoing.message, AppendReply):
+                self._check_match(host, outgoing.message)
             raw = encode_message(outgoing.message)
             target = name_of(outgoing.target)
             for delay_us in self.weather.delays_us(host.name, target):
@@ -421,50 +429,21 @@ class Network:
             assert host.save is None, "one save at a time"
             host.save = ready.save
             host.save_due_us = self.now_us + self.weather.save_us(host.name)
-            self.say(f"    {host.name} saves {_describe_save(ready.save)}")
+            self.say(f"    {host.name} saves {describe_save(ready.save)}")
         for block in ready.committed:
             assert block.index == host.applied_index + 1, "blocks are applied in order"
             assert host.chain.holds(block.index, self.committed[block.index])
             assert block.hash == self.committed[block.index], "only committed blocks are applied"
             host.applied.append(block)
         for read in ready.reads:
-            assert read.token not in host.reads, "a read is answered once"
-            host.reads[read.token] = read.read_index
-            self._check_read(host, read.token, read.read_index)
+            host.check_read(read.token, read.read_index, commit_index=self.commit_index)
 
-    def _check_read(self, host: Host, token: int, read_index: int | None) -> None:
-        if read_index is not None:
-            floor = host.read_floors[token]
-            assert read_index >= floor, f"a read at {read_index} misses block {floor}"
-            assert read_index <= self.commit_index, "nobody committed that much"
-
-    def _check_durable_before_send(
-        self, host: Host, message: RaftMessage, target: MemberId
-    ) -> None:
-        """Nothing that a member says may be forgotten by it in a crash (paper, figure 2)."""
-        durable = host.chain.hard_state
-        match message:
-            case PreVoteRequest():
-                assert message.term <= durable.term + 1
-                return
-            case PreVoteReply(granted=True):
-                return
-            case VoteRequest():
-                assert durable.vote == member_id(host.name), "it asks before it voted for itself"
-            case VoteReply(granted=True):
-                assert durable.vote == target, "it has not saved that vote"
-            case AppendReply():
-                self._check_match(host, message.term, message.match_index)
-            case _:
-                pass
-        assert message.term == durable.term, f"{describe(message)} speaks of an unsaved term"
-
-    def _check_match(self, host: Host, term: int, match_index: int) -> None:
-        assert match_index <= host.chain.last_index, "it acknowledges what is not on its disk"
-        leader = self.hosts[name_of(self.leaders[term])].raft if term in self.leaders else None
-        if leader is not None and leader.role is Role.LEADER and leader.term == term:
-            digest = leader.log.hash_at(match_index)
-            assert host.chain.holds(match_index, digest), "it acknowledges another block"
+    def _check_match(self, host: Host, reply: AppendReply) -> None:
+        name = name_of(self.leaders[reply.term]) if reply.term in self.leaders else None
+        leader = self.hosts[name].raft if name is not None else None
+        if leader is not None and leader.role is Role.LEADER and leader.term == reply.term:
+            digest = leader.log.hash_at(reply.match_index)
+            assert host.chain.holds(reply.match_index, digest), "it acknowledges another block"
 
     # The trace
 
@@ -488,14 +467,3 @@ class Network:
             and target in {None, e.target}
             and (kind is None or isinstance(e.message, kind))
         ]
-
-
-def _describe_save(save: Save) -> str:
-    state = save.hard_state
-    vote = "nobody" if state.vote is None else name_of(state.vote)
-    parts = [f"term {state.term}, vote {vote}, commit {state.commit_index}"]
-    if save.truncate_from is not None:
-        parts.append(f"truncates from {save.truncate_from}")
-    if save.blocks:
-        parts.append(f"blocks {' '.join(f'{block.index}/{block.term}' for block in save.blocks)}")
-    return "; ".join(parts)
