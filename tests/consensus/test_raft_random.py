@@ -1,9 +1,10 @@
 """Whole lives of small clusters under random faults, each from one seed, by virtual time.
 
 Three and five members lose, delay, repeat and reorder messages, are cut off both ways or one way,
-save slowly, crash before, during and after a save, and start again, while blocks are sealed and
-reads asked. `Network` checks every invariant after every event. Then all faults end, and the
-cluster must agree on one head within five virtual seconds. A failure prints its seed; to see it:
+save slowly, crash before, during and after a save, and start again, while blocks are sealed, reads
+asked, leaderships handed over, and members added, promoted, moved and removed. `Network` checks
+every invariant after every event. Then all faults end, and whoever is a member must agree on one
+head within five virtual seconds. A failure prints its seed; to see it:
 
     BITNEXUS_RAFT_SEEDS=4711:1 pytest tests/consensus/test_raft_random.py
 
@@ -13,14 +14,20 @@ The variable is `first:count`; without it a fixed range of seeds is run.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from random import Random
+from typing import TYPE_CHECKING
 
 import pytest
 
+from consensus.changes import ChangeError, ChangeKind
 from consensus.ready import Role
-from tests.consensus.raft_chains import transaction
+from tests.consensus.raft_chains import NAMES, name_of, transaction
 from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US, Weather
 from tests.consensus.raft_network import Network
+
+if TYPE_CHECKING:
+    from consensus.raft import Raft
 
 DEFAULT_SEEDS = "1:160"
 FAULTY_EVENTS = 60
@@ -75,24 +82,29 @@ class Life:
         self.network = Network(size, seed=seed, weather=self.storm)
         self.transactions = 0
         self.tokens: dict[tuple[str, int], int] = {}
+        self.changes: Counter[ChangeKind] = Counter()
+        self.refusals: Counter[str] = Counter()
 
     def live(self) -> None:
         """Random faults and random load."""
         actions = [self.seal] * 6 + [self.seal_many] * 2 + [self.ask_read] * 6
         actions += [self.crash] * 2 + [self.restart] * 3 + [self.cut] * 2 + [self.mend] * 2
         actions += [self.break_connection] + [self.rivalry] * 2
+        actions += [self.change] * self.random.choice([0, 2, 6]) + [self.transfer, self.look_around]
         for _ in range(FAULTY_EVENTS):
             pause_us = self.random.choice([5, 20, 100, 600]) * MILLISECOND_US
             self.network.run(self.random.randrange(pause_us))
             self.random.choice(actions)()
 
     def heal(self) -> None:
-        """Ends all faults; every member must commit a new block and answer a read."""
+        """Ends all faults; every member must apply a new block and answer a read."""
         network = self.network
         self.storm.is_calm = True
         network.cut.clear()
-        for name in set(network.hosts) - set(network.up):
+        for name in sorted(set(network.hosts) - set(network.up)):
             self.start(name)
+        for name in sorted(self.named() - network.hosts.keys()):
+            network.join(name)
         # What was slow while the storm raged ends soon, and may still depose a leader.
         soon_us = network.now_us + 300 * MILLISECOND_US
         for host in network.hosts.values():
@@ -104,21 +116,32 @@ class Life:
         end_us = network.now_us + 5 * SECOND_US
         while network.now_us < end_us and not self.is_one(before):
             self.seal()
+            self.look_around()
             network.run(200 * MILLISECOND_US, lambda: self.is_one(before))
         assert self.is_one(before), "no progress"
         self.check_reads()
 
     def is_one(self, beyond: int) -> bool:
         """Whether every member has applied the same head, beyond what was committed before."""
-        raft = [host.running for host in self.network.hosts.values()]
-        heads = {member.log.last_tip.hash for member in raft}
-        ends = {member.log.last_index for member in raft}
-        applied = {host.applied_index for host in self.network.hosts.values()}
+        hosts = [self.network.hosts[name] for name in self.members()]
+        heads = {host.running.log.last_tip.hash for host in hosts}
+        ends = {host.running.log.last_index for host in hosts}
+        applied = {host.applied_index for host in hosts}
         return len(heads) == 1 and applied == ends and min(ends) > beyond
+
+    def named(self) -> set[str]:
+        """Who is a member in any log."""
+        rosters = [self.network[name].log.roster for name in self.network.up]
+        return {name_of(key) for roster in rosters for key in roster.latest.keys}
+
+    def members(self) -> list[str]:
+        """Who is a member by the longest committed chain, voter or learner."""
+        raft = max((self.network[name] for name in self.network.up), key=_commit_index)
+        return sorted(name_of(key) for key in raft.log.roster.at(raft.log.commit_index).keys)
 
     def check_reads(self) -> None:
         """Once all is well, a read is answered from every member, in about a round trip."""
-        for name in self.network.up:
+        for name in self.members():
             token = self.next_token(name)
             self.network.read(name, token)
             reads = self.network.hosts[name].reads
@@ -129,7 +152,7 @@ class Life:
 
     def seal(self) -> None:
         """A leader, if there is one, seals a block; a deposed one that does not know it as well."""
-        leaders = [n for n in self.network.up if self.network[n].role is Role.LEADER]
+        leaders = [n for n in self.network.up if self.network[n].may_propose]
         if leaders:
             self.transactions += 1
             size_bytes = self.random.choice([10, 10, 10, 5_000])
@@ -140,6 +163,38 @@ class Life:
         """More blocks at once than may be in flight."""
         for _ in range(self.random.randrange(40)):
             self.seal()
+
+    def change(self) -> None:
+        """A leader makes a change of any kind, if it makes sense; a new member's machine starts."""
+        leaders = [n for n in self.network.up if self.network[n].role is Role.LEADER]
+        if not leaders:
+            return
+        kinds = [ChangeKind.ADD, ChangeKind.ADD, ChangeKind.PROMOTE, ChangeKind.REMOVE]
+        kind, subject = self.random.choice(kinds), self.random.choice(NAMES[:7])
+        try:
+            self.network.change(self.random.choice(leaders), kind, subject)
+        except ChangeError as error:
+            self.refusals[error.reason] += 1
+            return
+        self.changes[kind] += 1
+        if subject not in self.network.hosts and self.random.random() < 0.9:
+            self.network.join(subject)
+
+    def transfer(self) -> None:
+        """A leader hands over to any member, or to whoever is closest."""
+        leaders = [n for n in self.network.up if self.network[n].role is Role.LEADER]
+        if leaders:
+            target = self.random.choice([None, *self.network.hosts])
+            try:
+                self.network.transfer(self.random.choice(leaders), target)
+            except ChangeError as error:
+                self.refusals[error.reason] += 1
+
+    def look_around(self) -> None:
+        """Members that hear of no leader fetch what others have committed."""
+        for name in self.network.up:
+            if self.network[name].leader is None:
+                self.network.look_around(name)
 
     def ask_read(self) -> None:
         """Any member asks for a read."""
@@ -160,6 +215,7 @@ class Life:
             for name in self.network.up:
                 if self.network.role(name) is Role.LEADER:
                     self.seal()
+                    self.random.choice([self.seal, self.seal, self.change])()
                     self.network.read(name, self.next_token(name))
         self.random.choice([self.mend, self.crash, self.cut])()
 
@@ -219,7 +275,7 @@ class Life:
             self.network.unreachable(name, self.random.choice(list(self.network.hosts)))
 
 
-def run_seed(seed: int) -> Network:
+def run_seed(seed: int) -> Life:
     """One whole life; an assertion of any kind names the seed and shows the end of the trace."""
     life = Life(seed)
     try:
@@ -228,7 +284,11 @@ def run_seed(seed: int) -> Network:
     except AssertionError as error:
         end = "\n".join(life.network.trace[-60:])
         raise AssertionError(f"seed {seed}: {error}\n{end}") from error
-    return life.network
+    return life
+
+
+def _commit_index(raft: Raft) -> int:
+    return raft.log.commit_index
 
 
 def _seeds() -> range:
@@ -239,5 +299,6 @@ def _seeds() -> range:
 @pytest.mark.timeout(0)  # the number of seeds is the caller's to choose
 def test_random_faults() -> None:
     """No seed breaks an invariant, loses a committed block, or keeps a healed cluster from work."""
-    for seed in _seeds():
-        run_seed(seed)
+    lives = [run_seed(seed) for seed in _seeds()]
+    changes = sum((life.changes for life in lives), Counter())
+    assert len(lives) < 100 or {ChangeKind.ADD, ChangeKind.REMOVE} == changes.keys(), "too calm"

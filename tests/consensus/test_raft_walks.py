@@ -3,8 +3,8 @@
 Where `test_raft_random.py` lives through plausible storms, a walk delivers, repeats and loses any
 message at any moment, lets any save end or any member crash, and lets any clock run out: elections
 follow one another so closely that logs contradict each other again and again, as in figure 8 of
-the Raft paper. `Network` checks every invariant after every event. A failure prints its seed; to
-see it:
+the Raft paper, and members come and go meanwhile. `Network` checks every invariant after every
+event. A failure prints its seed; to see it:
 
     BITNEXUS_RAFT_WALKS=4711:1 pytest tests/consensus/test_raft_walks.py
 """
@@ -12,13 +12,15 @@ see it:
 from __future__ import annotations
 
 import os
+from collections import Counter
 from random import Random
 
 import pytest
 
+from consensus.changes import ChangeError, ChangeKind
 from consensus.leadership import RaftConfig
 from consensus.ready import Role
-from tests.consensus.raft_chains import transaction
+from tests.consensus.raft_chains import NAMES, transaction
 from tests.consensus.raft_network import Network
 
 DEFAULT_WALKS = "1:200"
@@ -37,6 +39,7 @@ class Walk:
         size = self.random.choice([3, 3, 4, 5])
         self.network = Network(size, seed=seed, config=QUICK)
         self.count = 0
+        self.changes: Counter[ChangeKind] = Counter()
         self.actions = (
             [self.deliver] * 30
             + [self.finish_save] * self.random.choice([4, 12])
@@ -49,6 +52,9 @@ class Walk:
             + [self.restart] * 3
             + [self.campaign] * self.random.choice([1, 2, 4])
             + [self.talk] * 2
+            + [self.change] * self.random.choice([0, 2, 4])
+            + [self.transfer]
+            + [self.look_around] * 2
         )
 
     def step(self) -> None:
@@ -108,12 +114,41 @@ class Walk:
 
     def propose(self) -> None:
         """Any leader, deposed or not, seals a block."""
-        leaders = [n for n in self.network.up if self.network.role(n) is Role.LEADER]
+        leaders = [n for n in self.network.up if self.network[n].may_propose]
         if leaders:
             leader = self.random.choice(leaders)
             for _ in range(self.random.randint(1, 3)):
                 self.count += 1
                 self.network.propose(leader, transaction(self.count))
+
+    def change(self) -> None:
+        """Any leader, deposed or not, makes a change of any kind, if it may."""
+        leaders = [n for n in self.network.up if self.network.role(n) is Role.LEADER]
+        if not leaders:
+            return
+        kind = self.random.choice([ChangeKind.ADD, ChangeKind.PROMOTE, ChangeKind.REMOVE])
+        subject = self.random.choice(NAMES[:6])
+        try:
+            self.network.change(self.random.choice(leaders), kind, subject)
+        except ChangeError:
+            return
+        self.changes[kind] += 1
+        if subject not in self.network.hosts:
+            self.network.join(subject)
+
+    def transfer(self) -> None:
+        """Any leader hands over to whoever is closest."""
+        for name in self.network.up:
+            if self.network.role(name) is Role.LEADER:
+                try:
+                    self.network.transfer(name)
+                except ChangeError:
+                    return
+
+    def look_around(self) -> None:
+        """Any member fetches what another has committed."""
+        if self.network.up:
+            self.network.look_around(self.random.choice(self.network.up))
 
     def read(self) -> None:
         """Any member asks for a read; its tokens begin anew with each of its lives."""
@@ -137,7 +172,7 @@ class Walk:
             self.network.start(name, applied_index=applied_index)
 
 
-def run_walk(seed: int) -> Network:
+def run_walk(seed: int) -> Walk:
     """One walk; an assertion of any kind names the seed and shows the end of the trace."""
     walk = Walk(seed)
     try:
@@ -146,7 +181,7 @@ def run_walk(seed: int) -> Network:
     except AssertionError as error:
         end = "\n".join(walk.network.trace[-60:])
         raise AssertionError(f"walk {seed}: {error}\n{end}") from error
-    return walk.network
+    return walk
 
 
 def _seeds() -> range:
@@ -157,5 +192,7 @@ def _seeds() -> range:
 @pytest.mark.timeout(0)  # the number of walks is the caller's to choose
 def test_random_walks() -> None:
     """No walk breaks an invariant or changes a committed block."""
-    networks = [run_walk(seed) for seed in _seeds()]
-    assert max(network.commit_index for network in networks) > 0
+    walks = [run_walk(seed) for seed in _seeds()]
+    assert max(walk.network.commit_index for walk in walks) > 0
+    changes = sum((walk.changes for walk in walks), Counter())
+    assert len(walks) < 100 or set(changes) >= {ChangeKind.ADD, ChangeKind.REMOVE}, "too calm"
