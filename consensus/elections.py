@@ -156,11 +156,15 @@ class Elector:
     def _campaign(self) -> None:
         """The election timeout ran out: ask for pre-votes (paper §5.2, dissertation §9.6).
 
-        A candidate whose own vote is not durable yet has a slow disk, not a lost election.
+        A candidate whose own vote is not durable yet has a slow disk, not a lost election. Who may
+        not lead asks nobody, but has lost its leader all the same.
         """
         is_voting = self.role is Role.CANDIDATE and not self._is_durable
-        if self._save_is_slow() or is_voting or not self._is_elector():
+        if self._save_is_slow() or is_voting:
             self._patience.rest(self._now_us)
+            return
+        if not self._is_elector():
+            self._become_follower(self.term)
             return
         self._become_pre_candidate()
         request = PreVoteRequest(self.term + 1, self.log.last_index, self.log.last_term)

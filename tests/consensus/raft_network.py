@@ -152,7 +152,7 @@ class Network:
 
     def tick(self, name: str) -> None:
         """Tells one member the time."""
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             raft.tick(self.now_us, WALL_US + self.now_us)
 
     def advance(self, name: str) -> None:
@@ -161,14 +161,14 @@ class Network:
 
     def step(self, name: str, source: str, message: RaftMessage) -> None:
         """Hands one message to a member."""
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             raft.step(member_id(source), message)
         self._fetch(name)
 
     def propose(self, name: str, *transactions: bytes) -> Block:
         """Has the leader seal a block."""
         self.advance(name)
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             block = raft.propose(transactions)
             self.say(f"{name} seals block {block.index}/{block.term}")
         return block
@@ -176,7 +176,7 @@ class Network:
     def change(self, name: str, kind: ChangeKind, subject: str) -> Block:
         """Has the leader change one member; raises ChangeError where it does not."""
         self.advance(name)
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             known = {member.name: member for member in raft.log.roster.latest.members}
             member = known.get(subject) or member_of(subject)
             block = raft.change_membership(Change(kind, member))
@@ -186,7 +186,7 @@ class Network:
     def transfer(self, name: str, target: str | None = None) -> str:
         """Has the leader hand over; to whom. Raises ChangeError where it does not."""
         self.advance(name)
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             chosen = name_of(raft.transfer_leadership(member_id(target) if target else None))
             self.say(f"{name} hands over to {chosen}")
         return chosen
@@ -194,13 +194,13 @@ class Network:
     def read(self, name: str, token: int) -> None:
         """Asks a member for a read, and notes what that read may not miss."""
         self.hosts[name].read_floors[token] = self.commit_index
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             raft.read(token)
 
     def unreachable(self, name: str, peer: str) -> None:
         """Tells a member that its connection to a peer broke."""
         self.advance(name)
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             raft.unreachable(member_id(peer))
 
     def finish_save(self, name: str) -> None:
@@ -210,7 +210,7 @@ class Network:
         save, host.save = host.save, None
         host.chain.save(save)
         self.say(f"{name} has saved")
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             raft.saved(save)
 
     def deliver_one(self, envelope: Envelope, *, keep: bool = False) -> None:
@@ -367,13 +367,13 @@ class Network:
         count = log.commit_index + 1 - first
         blocks = log.blocks_from(first, max_blocks=count, max_bytes=1 << 20)
         self.say(f"{name} fetches blocks {first} to {blocks[-1].index} from {source}")
-        with self._event(name) as raft:
+        with self.event(name) as raft:
             raft.take_fetched(first, [block.encode() for block in blocks])
 
     # What is checked after every event
 
     @contextmanager
-    def _event(self, name: str) -> Iterator[Raft]:
+    def event(self, name: str) -> Iterator[Raft]:
         """One event of one member: its input, all that comes out of it, and every check."""
         raft = self[name]
         before = Snapshot.of(raft)
