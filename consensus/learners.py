@@ -24,10 +24,11 @@ class Round:
         """The learner holds everything through `match_index`; the log ends at `last_index`.
 
         A round that ended within `within_us` leaves so little to send that a vote of the learner
-        would not hold the others up.
+        would not hold the others up. Where it leaves nothing, the next one is over at once: no
+        acknowledgement would come to end it while the cluster is idle.
         """
         if match_index < self.target_index:
             return
-        self.was_short = now_us - self.began_us < within_us
+        self.was_short = now_us - self.began_us < within_us or match_index == last_index
         self.target_index = last_index
         self.began_us = now_us
