@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum, unique
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
 from nacl.bindings import crypto_core_ed25519_is_valid_point
@@ -135,6 +135,8 @@ class Membership:
                 return self._moved(change.member)
             case ChangeKind.RECOVER:
                 return Membership((self._known(change.member),))
+            case _:
+                assert_never(change.kind)
 
     def _known(self, member: Member) -> Member:
         if member not in self.members:

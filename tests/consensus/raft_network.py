@@ -10,11 +10,12 @@ leaves before it is durable, and what is committed is durable on a majority and 
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
-from consensus.changes import Change
+from consensus.changes import Change, recorded_change
 from consensus.invariants import Snapshot, check_cluster, check_state, check_step
 from consensus.leadership import RaftConfig
 from consensus.messages import AppendReply, PreVoteReply, PreVoteRequest, encode_message
@@ -105,6 +106,14 @@ class Network:
         """The leader of the highest term, if there is one."""
         leaders = [name for name in self.up if self[name].role is Role.LEADER]
         return max(leaders, key=lambda name: self[name].term, default=None)
+
+    def committed_changes(self) -> Counter[ChangeKind]:
+        """What was changed by the longest committed chain of a running member."""
+        if not self.up:
+            return Counter()
+        log = max((self[name].log for name in self.up), key=lambda log: log.commit_index)
+        indexes = [i for i in log.roster.change_indexes if i <= log.commit_index]
+        return Counter(recorded_change(log.block(index)).change.kind for index in indexes)
 
     # Starting and crashing
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from consensus.changes import ChangeKind
 from consensus.leadership import RaftConfig
 from tests.consensus.raft_chains import transaction
 from tests.consensus.raft_mail import MILLISECOND_US, Weather
@@ -105,7 +106,36 @@ def partition_heal() -> Network:
     return network
 
 
-@pytest.mark.parametrize("scenario", [election, slow_follower, failover, partition_heal])
+def replacement() -> Network:
+    """A dead member is removed; a new one learns, is promoted by itself, and votes from then on."""
+    network = Network(3, seed=1)
+    network.elect("a")
+    network.run(60 * MILLISECOND_US)
+    network.crash("c")
+    network.trace.clear()
+    network.change("a", ChangeKind.REMOVE, "c")
+    network.run(20 * MILLISECOND_US)
+    network.change("a", ChangeKind.ADD, "d")
+    network.join("d")
+    network.run(1_000 * MILLISECOND_US, lambda: settled(network) and len(network["d"].voters) == 3)
+    return network
+
+
+def handover() -> Network:
+    """The leader removes itself, leads until that is committed, and hands over at once."""
+    network = Network(3, seed=1)
+    network.elect("a")
+    network.run(60 * MILLISECOND_US)
+    network.trace.clear()
+    network.change("a", ChangeKind.REMOVE, "a")
+    network.run(1_000 * MILLISECOND_US, lambda: network["b"].log.commit_index == 3)
+    return network
+
+
+SCENARIOS = [election, slow_follower, failover, partition_heal, replacement, handover]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_transcript(scenario: Callable[[], Network]) -> None:
     """The scenario happens as it is written down."""
     path = FOLDER / f"{scenario.__name__}.txt"
