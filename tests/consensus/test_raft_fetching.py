@@ -251,7 +251,9 @@ def test_leader_ignores_what_is_fetched() -> None:
     """It has all that is committed (Leader Completeness, paper §5.4.3)."""
     network = Network(3)
     network.elect("a")
-    take(network, "a", 1, encoded(LONG, 1))
+    tip = network["a"].log.last_tip
+    other = sealer_of("b", 3, seed="").seal(tip, term=1, transactions=(), wall_us=0)
+    take(network, "a", 2, [other.encode()])
     assert (1, Role.LEADER) == (network["a"].log.last_index, network.role("a"))
 
 

@@ -125,6 +125,7 @@ def test_dead_learner_is_not_promoted() -> None:
     network.crash("d")
     network.now_us += network.config.election_min_us
     network.run(10 * SECOND_US)
+    assert voters(network, "a") == "abc"
     network.change("a", REMOVE, "d")
     network.run(SECOND_US)
     network.change("a", ADD, "e")

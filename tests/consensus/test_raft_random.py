@@ -121,12 +121,14 @@ class Life:
         self.check_reads()
 
     def is_one(self, beyond: int) -> bool:
-        """Whether every member has applied the same head, beyond what was committed before."""
+        """Whether all members have applied one head, beyond what was committed, and one leads."""
         hosts = [self.network.hosts[name] for name in self.members()]
+        leaders = {host.running.leader for host in hosts}
         heads = {host.running.log.last_tip.hash for host in hosts}
         ends = {host.running.log.last_index for host in hosts}
         applied = {host.applied_index for host in hosts}
-        return len(heads) == 1 and applied == ends and min(ends) > beyond
+        is_led = len(leaders) == 1 and None not in leaders
+        return is_led and len(heads) == 1 and applied == ends and min(ends) > beyond
 
     def named(self) -> set[str]:
         """Who is a member in any log."""
