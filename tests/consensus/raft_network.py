@@ -412,6 +412,8 @@ class Network:
         if after.commit_index > self.commit_index:
             self.commit_index = after.commit_index
             self._check_durable(raft)
+        changes = [i for i in raft.log.roster.change_indexes if i > self.commit_index]
+        assert len(changes) <= 1, "one change at a time (dissertation §4.1)"
         self._say_changes(name, before, after)
 
     def _check_durable(self, first: Raft) -> None:

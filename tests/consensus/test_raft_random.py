@@ -2,9 +2,9 @@
 
 Three and five members lose, delay, repeat and reorder messages, are cut off both ways or one way,
 save slowly, crash before, during and after a save, and start again, while blocks are sealed, reads
-asked, leaderships handed over, and members added, promoted, moved and removed. `Network` checks
-every invariant after every event. Then all faults end, and whoever is a member must agree on one
-head within five virtual seconds. A failure prints its seed; to see it:
+asked, leaderships handed over, and members added, promoted and removed. `Network` checks every
+invariant after every event. Then all faults end, and whoever is a member must agree on one head
+within five virtual seconds. A failure prints its seed; to see it:
 
     BITNEXUS_RAFT_SEEDS=4711:1 pytest tests/consensus/test_raft_random.py
 
