@@ -128,13 +128,12 @@ class Leadership:
             self._rounds[member] = Round(self._log.last_index, now_us)
 
     def in_contact(self, *, now_us: int, within_us: int) -> bool:
-        """Whether a majority, this member included, was heard from within that time."""
-        return self.reaches_quorum(self._log.roster.latest, now_us=now_us, within_us=within_us)
+        """Whether a majority, this member included, was heard from within that time.
 
-    def reaches_quorum(self, membership: Membership, *, now_us: int, within_us: int) -> bool:
-        """Whether a majority of those voters was heard from within that time."""
+        A new leader, or a new member, has that long until it must have been heard.
+        """
         return self._is_majority(
-            membership, lambda follower: now_us - follower.last_heard_us < within_us
+            self._log.roster.latest, lambda follower: now_us - follower.last_heard_us < within_us
         )
 
     def commit_index(self) -> int:
@@ -193,7 +192,7 @@ class Leadership:
             detail = f"{change.member.name} is still too far behind to vote"
             raise ChangeError(ChangeRefusal.NOT_CAUGHT_UP, detail)
         after = log.roster.latest.after(change)
-        if not self.reaches_quorum(after, now_us=now_us, within_us=self._config.election_max_us):
+        if not self._answers(after, now_us):
             detail = "too few of the voters that would be left are in contact"
             raise ChangeError(ChangeRefusal.NO_QUORUM, detail)
 
@@ -228,6 +227,7 @@ class Leadership:
 
     def step(self, source: MemberId, message: FollowersMail, now_us: int) -> None:
         """Takes what one of the followers tells or asks."""
+        self.followers[source].has_answered = True
         match message:
             case AppendReply():
                 self._on_append_reply(source, message, now_us)
@@ -333,6 +333,14 @@ class Leadership:
             for voter in membership.voters
         )
         return agreed >= majority_of(len(membership.voters))
+
+    def _answers(self, membership: Membership, now_us: int) -> bool:
+        """Whether a majority of those voters has answered this very leader, and of late."""
+        within_us = self._config.election_max_us
+        return self._is_majority(
+            membership,
+            lambda follower: follower.has_answered and now_us - follower.last_heard_us < within_us,
+        )
 
     def _is_near(self, member: MemberId) -> bool:
         """Whether a learner's last round of replication was a short one."""

@@ -37,6 +37,8 @@ class Progress:
 
     next_index: int
     last_heard_us: int
+    """When it last answered; until it first does, when this leader began to send to it."""
+    has_answered: bool = False
     match_index: int = 0
     echoed_round: int = 0
     probing: bool = True

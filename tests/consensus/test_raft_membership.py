@@ -179,6 +179,16 @@ def test_removal_that_leaves_no_live_quorum() -> None:
     assert network.run(SECOND_US, lambda: network["b"].log.commit_index == 2)
 
 
+def test_removal_just_after_an_election() -> None:
+    """Whoever has not answered this leader yet may be dead: the vote was that of another."""
+    network = Network(3)
+    network.crash("c")
+    network.elect("a", among="ab")
+    assert 1 == network["a"].log.commit_index
+    assert ChangeRefusal.NO_QUORUM is refusal(network, REMOVE, "b")
+    network.change("a", REMOVE, "c")
+
+
 def test_promotion_of_a_learner_that_is_behind() -> None:
     """An operator's wish does not make it any nearer."""
     network = grown_network()
