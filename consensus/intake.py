@@ -81,7 +81,6 @@ class Intake:
             previous_index=append.previous_index,
             hint_index=hint,
             hint_term=self._log.term_at(hint),
-            last_index=self._log.last_index,
         )
 
     def _take_blocks(self, append: Append) -> int:

@@ -188,7 +188,7 @@ class Leadership:
         log.roster.plan(change)
         if change.kind is ChangeKind.RECOVER:
             raise ChangeError(ChangeRefusal.INVALID, "a cluster with a leader has its quorum")
-        if change.kind is ChangeKind.PROMOTE and not self._is_near(change.member.public_key):
+        if change.kind is ChangeKind.PROMOTE and not self._is_near(change.member, now_us):
             detail = f"{change.member.name} is still too far behind to vote"
             raise ChangeError(ChangeRefusal.NOT_CAUGHT_UP, detail)
         after = log.roster.latest.after(change)
@@ -212,7 +212,7 @@ class Leadership:
             heard = self.followers.get(member.public_key)
             if heard is None or now_us - heard.last_heard_us >= self._config.election_min_us:
                 continue
-            if self._is_near(member.public_key) and self._may_promote(member, now_us):
+            if self._is_near(member, now_us) and self._may_promote(member, now_us):
                 return Change(ChangeKind.PROMOTE, member)
         return None
 
@@ -342,9 +342,14 @@ class Leadership:
             lambda follower: follower.has_answered and now_us - follower.last_heard_us < within_us,
         )
 
-    def _is_near(self, member: MemberId) -> bool:
-        """Whether a learner's last round of replication was a short one."""
-        return member in self._rounds and self._rounds[member].was_short
+    def _is_near(self, member: Member, now_us: int) -> bool:
+        """Whether a learner has come near enough to vote."""
+        learning = self._rounds.get(member.public_key)
+        return learning is not None and learning.is_near(
+            self.followers[member.public_key].match_index,
+            now_us=now_us,
+            within_us=self._config.election_min_us,
+        )
 
     def _may_promote(self, member: Member, now_us: int) -> bool:
         try:

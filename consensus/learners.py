@@ -32,3 +32,8 @@ class Round:
         self.was_short = now_us - self.began_us < within_us or match_index == last_index
         self.target_index = last_index
         self.began_us = now_us
+
+    def is_near(self, match_index: int, *, now_us: int, within_us: int) -> bool:
+        """Whether the last round was short, and the present one has not become a long one."""
+        is_on_time = match_index >= self.target_index or now_us - self.began_us < within_us
+        return self.was_short and is_on_time

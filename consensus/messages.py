@@ -83,14 +83,12 @@ class AppendRejection(Message, frozen=True):
 
     `hint_index` and `hint_term` are its own last block at or before `previous_index` whose term is
     not above the leader's previous term: the leader skips whole terms by it (paper §5.3, end).
-    `last_index` is the follower's last block.
     """
 
     term: int
     previous_index: int
     hint_index: int
     hint_term: int
-    last_index: int
 
 
 class Heartbeat(Message, frozen=True):

@@ -163,15 +163,18 @@ class Raft(Elector):
         """
         if self.alarm is not None or self.leadership is not None:
             return
+        tip = self.log.last_tip
         try:
             last_index = self._intake.take_committed(first, blocks)
         except ContradictionError as error:
             self._raise_alarm(str(error))
             return
-        if last_index > self.log.commit_index:
-            if self.log.last_term > self.term or self.role is not Role.FOLLOWER:
-                self._become_follower(max(self.term, self.log.last_term), leader=None)
-            self._commit(last_index)
+        if self.log.last_term > self.term:
+            self._become_follower(self.log.last_term)
+        elif self.log.last_tip is not tip and self.role is not Role.FOLLOWER:
+            # What it asked votes for is its log no more, and who votes may have changed.
+            self._become_follower(self.term)
+        self._commit(last_index)
 
     def read(self, token: int) -> None:
         """Asks for a linearizable read; `Ready.reads` answers with the same token.

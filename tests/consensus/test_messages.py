@@ -41,7 +41,7 @@ EVERY_MESSAGE: list[AnyMessage] = [
     VoteReply(1, granted=False),
     Append(1, 2, 3, bytes(32), 4, (b"one", b"two")),
     AppendReply(1, match_index=2),
-    AppendRejection(1, 2, 3, 4, last_index=5),
+    AppendRejection(1, 2, 3, hint_term=4),
     Heartbeat(1, commit_index=2, round=3, fetch_through=4),
     HeartbeatReply(1, round=2, last_index=3, saved_index=4),
     TimeoutNow(1),

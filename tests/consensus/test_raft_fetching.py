@@ -135,7 +135,7 @@ def test_far_follower_comes_near(case: str) -> None:
 def test_far_follower_is_sent_no_blocks() -> None:
     """It hears through where it may fetch instead, with each heartbeat until it is near."""
     network = FarNetwork()
-    rejection = AppendRejection(5, FAR, hint_index=0, hint_term=0, last_index=0)
+    rejection = AppendRejection(5, FAR, hint_index=0, hint_term=0)
     network.bag.clear()
     network.step("a", "c", rejection)
     assert progress_of(network, "c").fetching
@@ -277,12 +277,13 @@ def test_pre_candidate_steps_back() -> None:
     assert (Role.FOLLOWER, 1) == (network.role("c"), network["c"].term)
 
 
-def test_nothing_new_disturbs_no_candidate() -> None:
-    """Where nothing is taken, nothing happens."""
-    network = Network(3)
+@pytest.mark.parametrize("sent", [[], encoded((1,), 1)], ids=["nothing", "what it holds"])
+def test_nothing_new_disturbs_no_candidate(sent: list[bytes]) -> None:
+    """Where its log stays as it was it stands on, whatever it learns to be committed."""
+    network = lagging(tail=(1,), of=(1,))
     network.stand("c")
-    take(network, "c", 1, [])
-    assert Role.CANDIDATE is network.role("c")
+    take(network, "c", 1, sent)
+    assert (Role.CANDIDATE, len(sent)) == (network.role("c"), network["c"].log.commit_index)
 
 
 def test_blocks_of_later_terms_raise_the_term() -> None:

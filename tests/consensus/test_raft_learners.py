@@ -213,3 +213,15 @@ def test_long_round(last_index: int, is_near: bool) -> None:
     first = Round(target_index=5, began_us=100, was_short=True)
     first.acknowledged(5, last_index=last_index, now_us=200, within_us=100)
     assert Round(last_index, 200, was_short=is_near) == first
+
+
+@pytest.mark.parametrize(
+    ("match_index", "now_us", "is_near"),
+    [(8, 199, True), (8, 200, False), (9, 10_000, True)],
+    ids=["on time", "too long", "all there"],
+)
+def test_present_round_counts_too(match_index: int, now_us: int, *, is_near: bool) -> None:
+    """A learner that was quick once and has got stuck since is not near any more."""
+    present = Round(target_index=9, began_us=100, was_short=True)
+    assert is_near == present.is_near(match_index, now_us=now_us, within_us=100)
+    assert not Round(9, 100).is_near(match_index, now_us=now_us, within_us=100)

@@ -179,7 +179,7 @@ def test_follower_checks_what_precedes(
     if hint is None:
         assert AppendReply(3, match_index=match or 0) == reply
     else:
-        assert AppendRejection(3, after, *hint, last_index=2) == reply
+        assert AppendRejection(3, after, *hint) == reply
     assert terms_of(network, "a") == [1, 2]
 
 

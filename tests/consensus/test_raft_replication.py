@@ -258,12 +258,12 @@ def test_stale_rejection_is_ignored() -> None:
     network.settle("ab")
     before = progress_of(network, "b")
     state = (before.match_index, before.next_index, before.probing)
-    network.step("a", "b", AppendRejection(1, 1, 0, 0, last_index=0))
+    network.step("a", "b", AppendRejection(1, 1, 0, 0))
     assert state == (before.match_index, before.next_index, before.probing)
     network.propose("a", transaction(2))
-    network.step("a", "b", AppendRejection(1, 2 + 1, 2, 1, last_index=2))
+    network.step("a", "b", AppendRejection(1, 2 + 1, 2, 1))
     assert before.probing
-    network.step("a", "b", AppendRejection(1, 7, 0, 0, last_index=0))
+    network.step("a", "b", AppendRejection(1, 7, 0, 0))
     assert before.next_index == 3
 
 
@@ -284,7 +284,7 @@ def test_replies_to_a_deposed_leader_change_nothing() -> None:
     network["a"]._become_follower(1, leader=None)
     for message in (
         AppendReply(1, match_index=2),
-        AppendRejection(1, 1, 0, 0, last_index=0),
+        AppendRejection(1, 1, 0, 0),
         HeartbeatReply(1, round=1, last_index=1, saved_index=1),
         VoteReply(1, granted=True),
     ):
@@ -443,9 +443,9 @@ def test_hostile_follower_cannot_break_the_leader() -> None:
     huge = (1 << 64) - 1
     for message in (
         AppendReply(1, huge),
-        AppendRejection(1, huge, huge, huge, huge),
-        AppendRejection(1, 4, huge, huge, huge),
-        AppendRejection(1, 3, 0, 0, 0),
+        AppendRejection(1, huge, huge, huge),
+        AppendRejection(1, 4, huge, huge),
+        AppendRejection(1, 3, 0, 0),
         HeartbeatReply(1, huge, huge, huge),
     ):
         network.step("a", "b", message)
