@@ -24,6 +24,7 @@ from consensus.block import (
     InvalidTransactionError,
     Rule,
     check_transaction,
+    decode_transaction,
     encode_transaction,
     transaction_id,
 )
@@ -220,6 +221,16 @@ def holds_change(block: Block) -> bool:
     return block.transactions[0].startswith(_MARK, _MARK_OFFSET)
 
 
+def hides_change(block: Block) -> bool:
+    """Whether a block of which `holds_change` is false has a transaction of that kind all the same.
+
+    The bytes are looked through as a whole first: what is not there need not be decoded.
+    """
+    if _KIND not in block.body:
+        return False
+    return any(_has_that_kind(raw) for raw in block.transactions if _KIND in raw)
+
+
 def recorded_change(block: Block) -> RecordedChange:
     """What a block says of which `holds_change` is true; raises InvalidBlockError.
 
@@ -253,11 +264,20 @@ def check_change(block: Block, recorded: RecordedChange, before: Membership) -> 
         raise InvalidBlockError(Rule.MEMBERSHIP, "not what its own change makes of the members")
 
 
-_MARK: Final = msgspec.msgpack.encode(CLUSTER_USER_ID) + msgspec.msgpack.encode(MEMBERSHIP_KIND)
+_KIND: Final = msgspec.msgpack.encode(MEMBERSHIP_KIND)
+_MARK: Final = msgspec.msgpack.encode(CLUSTER_USER_ID) + _KIND
 _MARK_OFFSET: Final = 3 + TRANSACTION_ID_BYTES
 """User and kind follow the id, which follows the heads of the array and of the id."""
 _VOTER: Final = "voter"
 _LEARNER: Final = "learner"
+
+
+def _has_that_kind(raw: bytes) -> bool:
+    """What is no transaction at all is none of that kind either."""
+    try:
+        return decode_transaction(raw).kind == MEMBERSHIP_KIND
+    except InvalidTransactionError:
+        return False
 
 
 def _checked(membership: Membership) -> Membership:

@@ -158,11 +158,10 @@ class Leadership:
     def successor(self, now_us: int) -> MemberId | None:
         """The voter to hand over to: in contact, and with the longest log, the quickest first."""
         voters = self._log.roster.latest.voters
-        within_us = self._config.election_min_us
         able = [
             (progress.match_index, -progress.round_trip_us, member)
             for member, progress in self.followers.items()
-            if member in voters and now_us - progress.last_heard_us < within_us
+            if member in voters and self._may_succeed(progress, now_us)
         ]
         return max(able)[-1] if able else None
 
@@ -203,6 +202,12 @@ class Leadership:
             raise ChangeError(ChangeRefusal.NO_QUORUM, "no other voter is in contact")
         if target == self._member or target not in self._log.roster.latest.voters:
             raise ChangeError(ChangeRefusal.INVALID, "the next leader is to be another voter")
+        if self.transfer is not None:
+            detail = "the leadership is being handed on already"
+            raise ChangeError(ChangeRefusal.TRANSFER_UNDER_WAY, detail)
+        if not self._may_succeed(self.followers[target], now_us):
+            detail = "the next leader is out of contact, or too far behind"
+            raise ChangeError(ChangeRefusal.NOT_CAUGHT_UP, detail)
         self.transfer = Transfer(target, now_us + self._config.election_max_us)
         return target
 
@@ -216,11 +221,15 @@ class Leadership:
                 return Change(ChangeKind.PROMOTE, member)
         return None
 
-    def is_overtaken(self) -> bool:
-        """Whether a voter has saved more of this log than this member itself."""
+    def is_overtaken(self, saving_us: int) -> bool:
+        """Whether a voter has saved more of this log than this member, whose save takes so long.
+
+        It must be quicker as a rule as well: where all disks are slow, one after another would be
+        the last to save, and each change of leader would make it worse.
+        """
         voters = self._log.roster.latest.voters
         return any(
-            progress.match_index > self._log.saved_index
+            progress.match_index > self._log.saved_index and 2 * progress.round_trip_us <= saving_us
             for member, progress in self.followers.items()
             if member in voters
         )
@@ -341,6 +350,11 @@ class Leadership:
             membership,
             lambda follower: follower.has_answered and now_us - follower.last_heard_us < within_us,
         )
+
+    def _may_succeed(self, progress: Progress, now_us: int) -> bool:
+        """Whether that follower lives, as far as can be told, and needs nothing but the last."""
+        is_heard = now_us - progress.last_heard_us < self._config.election_min_us
+        return is_heard and progress.has_answered and not progress.fetching
 
     def _is_near(self, member: Member, now_us: int) -> bool:
         """Whether a learner has come near enough to vote."""

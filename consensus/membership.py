@@ -12,6 +12,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from ipaddress import AddressValueError, IPv6Address
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,8 +45,9 @@ GENESIS_KIND = "genesis"
 CLUSTER_USER_ID = "cluster"
 
 _NAME = re.compile(r"[a-z0-9-]{1,63}")
-# A name or an IPv4 address, or an IPv6 address in brackets; then a port.
-_ADDRESS = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+# A name or an IPv4 address, or an IPv6 address in brackets; then a port. libzmq takes no name that
+# begins with another character.
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _PUBLIC_KEY_HEX = re.compile(rf"[0-9a-f]{{{2 * HASH_BYTES}}}")
 _MAX_PORT = 65_535
@@ -311,5 +313,15 @@ def _check_address(path: str, address: str) -> None:
     match = _ADDRESS.fullmatch(address)
     if match is None or len(address) > MAX_ADDRESS_BYTES:
         raise GenesisError(path, "must be host:port")
-    if not 1 <= int(match[1]) <= _MAX_PORT:
+    if match[1] is not None and not _is_ipv6(match[1]):
+        raise GenesisError(path, "must have an IPv6 address in its brackets")
+    if not 1 <= int(match[2]) <= _MAX_PORT:
         raise GenesisError(path, f"must have a port from 1 to {_MAX_PORT}")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except AddressValueError:
+        return False
+    return True

@@ -150,9 +150,10 @@ class BlocksRequest(Message, frozen=True):
 class BlocksReply(Message, frozen=True):
     """Committed blocks from `first`, encoded: as many as were asked for, or fit, or are there.
 
-    `commit_index` is how far the sender could go on.
+    `commit_index` is how far the sender could go on; `term` is the one it knows that in.
     """
 
+    term: int
     first: int
     commit_index: int
     blocks: tuple[bytes, ...]

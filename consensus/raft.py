@@ -155,14 +155,23 @@ class Raft(Elector):
         """Whether this member leads and is not about to hand over."""
         return self.leadership is not None and self.leadership.transfer is None
 
-    def take_fetched(self, first: int, blocks: Sequence[bytes]) -> None:
-        """Takes committed blocks from `first` on that another member sent when asked.
+    @property
+    def durable_term(self) -> int:
+        """The term that is saved: what this member says of it may leave."""
+        return self._promises.durable.term
+
+    def take_fetched(self, term: int, first: int, blocks: Sequence[bytes]) -> None:
+        """Takes committed blocks from `first` on that another member, in `term`, sent when asked.
 
         They are verified like a leader's. Where they contradict blocks that are not known to be
         committed here, those give way: what is committed is in the log of every leader to come.
+        The sender may know of the commit from a leader of its term; one of an older term, whose
+        log may differ, must not be followed any longer.
         """
         if self.alarm is not None or self.leadership is not None:
             return
+        if term > self.term:
+            self._become_follower(term)
         tip = self.log.last_tip
         try:
             last_index = self._intake.take_committed(first, blocks)
@@ -273,7 +282,7 @@ class Raft(Elector):
         now_us = self._now_us
         if not leadership.in_contact(now_us=now_us, within_us=self.config.election_max_us):
             self._become_follower(self.term)
-        elif self._save_is_slow() and leadership.is_overtaken():
+        elif self._save_is_slow() and leadership.is_overtaken(self._promises.saving_us(now_us)):
             self._hand_over(leadership)
         else:
             if leadership.transfer is not None and now_us >= leadership.transfer.deadline_us:

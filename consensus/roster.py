@@ -17,6 +17,7 @@ from consensus.changes import (
     ChangeRefusal,
     Membership,
     check_change,
+    hides_change,
     holds_change,
     recorded_change,
 )
@@ -38,6 +39,8 @@ class Entry:
     index: int
     membership: Membership
     incarnation: bytes
+    former: Mapping[MemberId, tuple[Member, int]]
+    """Who was a member before, and the block that removed it."""
 
 
 class Roster:
@@ -50,7 +53,7 @@ class Roster:
             InvalidBlockError: one of them breaks a rule.
         """
         first = Membership.of_genesis(genesis_of(genesis))
-        self._entries = [Entry(0, first, genesis.hash)]
+        self._entries = [Entry(0, first, genesis.hash, {})]
         for block in changes:
             self.verify(block)
             self.append(block)
@@ -97,13 +100,7 @@ class Roster:
 
     def former(self, through: int) -> Mapping[MemberId, tuple[Member, int]]:
         """Who was a member once and is none at block `through`, and the block that removed it."""
-        gone: dict[MemberId, tuple[Member, int]] = {}
-        position = self._position(through)
-        for before, after in zip(self._entries, self._entries[1 : position + 1], strict=False):
-            for member in before.membership.members:
-                if member.public_key not in after.membership.keys:
-                    gone[member.public_key] = (member, after.index)
-        return gone
+        return self._entries[self._position(through)].former
 
     def plan(self, change: Change) -> None:
         """Check that `change` may follow the latest membership.
@@ -113,7 +110,7 @@ class Roster:
         """
         self.latest.after(change)
         if change.kind is ChangeKind.ADD:
-            self._refuse_former(change.member, self._entries)
+            _refuse_former(change.member, self._entries[-1])
 
     def verify(self, block: Block) -> None:
         """Check that the change which a block holds, if any, is lawful where the block stands.
@@ -124,6 +121,8 @@ class Roster:
             InvalidBlockError: rule MEMBERSHIP is broken.
         """
         if not holds_change(block):
+            if hides_change(block):
+                raise InvalidBlockError(Rule.MEMBERSHIP, "a change stands in a block of its own")
             return
         recorded = recorded_change(block)
         change = recorded.change
@@ -131,9 +130,8 @@ class Roster:
         if change.kind is ChangeKind.RECOVER and block.header.sealer != change.member.public_key:
             raise InvalidBlockError(Rule.MEMBERSHIP, "the member that goes on alone seals that")
         if change.kind is ChangeKind.ADD:
-            before = self._entries[: self._position(block.index - 1) + 1]
             try:
-                self._refuse_former(change.member, before)
+                _refuse_former(change.member, self._entries[self._position(block.index - 1)])
             except ChangeError as error:
                 raise InvalidBlockError(Rule.MEMBERSHIP, error.detail) from None
 
@@ -145,7 +143,13 @@ class Roster:
         recorded = recorded_change(block)
         recovers = recorded.change.kind is ChangeKind.RECOVER
         incarnation = block.hash if recovers else self.incarnation
-        self._entries.append(Entry(block.index, recorded.membership, incarnation))
+        gone = {
+            member.public_key: (member, block.index)
+            for member in self.latest.members
+            if member.public_key not in recorded.membership.keys
+        }
+        former = {**self._entries[-1].former, **gone}
+        self._entries.append(Entry(block.index, recorded.membership, incarnation, former))
         return True
 
     def truncate_from(self, index: int) -> None:
@@ -160,9 +164,9 @@ class Roster:
             position -= 1
         return position
 
-    @staticmethod
-    def _refuse_former(member: Member, entries: Iterable[Entry]) -> None:
-        """A wiped disk has forgotten its votes: its key must never vote again."""
-        if any(member.public_key in entry.membership.keys for entry in entries):
-            detail = f"the key of {member.name} has been a member's; a new node has a new key"
-            raise ChangeError(ChangeRefusal.FORMER_MEMBER, detail)
+
+def _refuse_former(member: Member, entry: Entry) -> None:
+    """A wiped disk has forgotten its votes: its key must never vote again."""
+    if member.public_key in entry.former or member.public_key in entry.membership.keys:
+        detail = f"the key of {member.name} has been a member's; a new node has a new key"
+        raise ChangeError(ChangeRefusal.FORMER_MEMBER, detail)

@@ -63,6 +63,7 @@ class Administration:
         self, name: str, *, peer: str | None, http: str | None, timeout_s: float
     ) -> MadeChange:
         """Gives a member other addresses; None keeps the one it has."""
+        self._refuse_follower()
         before = self.membership.named(name)
         after = Member(name, before.public_key, peer or before.peer, http or before.http)
         return await self._make(Change(ChangeKind.MOVE, after), timeout_s)
@@ -73,6 +74,7 @@ class Administration:
         Raises:
             NoLeaderError: nobody else took over within `timeout_s`.
         """
+        self._refuse_follower()
         target = self.membership.named(to).public_key if to is not None else None
         raft = self._replica.raft
         self._loop.transfer_leadership(target)
@@ -82,7 +84,10 @@ class Administration:
                     await self._loop.wait_leader_news()
         except TimeoutError as error:
             raise NoLeaderError(f"nobody took over within {timeout_s:g} s") from error
-        return next(m.name for m in self.membership.members if m.public_key == leader)
+        # Its own removal may be the latest change here: then only the one before knows it.
+        roster = raft.log.roster
+        former = [member for member, _ in roster.former(roster.latest_index).values()]
+        return next(m.name for m in (*roster.latest.members, *former) if m.public_key == leader)
 
     def _change(self, kind: ChangeKind, name: str) -> Change:
         self._refuse_follower()

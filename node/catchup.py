@@ -47,6 +47,7 @@ class Fetched(NamedTuple):
     """Encoded blocks from `first` on, and who sent them."""
 
     source: MemberId
+    term: int
     first: int
     blocks: tuple[bytes, ...]
 
@@ -104,7 +105,7 @@ class CatchUp:
             return False
         self._block_bytes = max(1, sum(map(len, reply.blocks)) // len(reply.blocks))
         blocks = reply.blocks[: asked.through - reply.first + 1]
-        self._arrived[reply.first] = Fetched(source, reply.first, blocks)
+        self._arrived[reply.first] = Fetched(source, reply.term, reply.first, blocks)
         return True
 
     def shun(self, member: MemberId, now_us: int) -> None:
@@ -196,4 +197,4 @@ def serve(chain: Chain, serving: Serving) -> BlocksReply:
         ]
     except DamagedBlockError:
         blocks = ()
-    return BlocksReply(serving.first, serving.commit_index, tuple(blocks))
+    return BlocksReply(serving.term, serving.first, serving.commit_index, tuple(blocks))

@@ -36,6 +36,7 @@ class Serving:
     target: MemberId
     first: int
     count: int
+    term: int
     commit_index: int
 
 

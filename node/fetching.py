@@ -63,7 +63,7 @@ class Fetching:
         log, catch_up = self._raft.log, self._catch_up
         fetched = catch_up.take(log.commit_index)
         if fetched is not None:
-            self._raft.take_fetched(fetched.first, fetched.blocks)
+            self._raft.take_fetched(fetched.term, fetched.first, fetched.blocks)
             if log.commit_index < fetched.last_index:
                 catch_up.shun(fetched.source, now_us)
         catch_up.target_index = max(catch_up.target_index, self._raft.fetch_through)
@@ -80,11 +80,12 @@ class Fetching:
             through = gone[1]
         count = min(request.through, through) - request.first + 1
         if request.first < 1 or count < 1:
-            reply = BlocksReply(request.first, through, ())
+            reply = BlocksReply(self._raft.durable_term, request.first, through, ())
             self._envelopes.append(Envelope(source, Lane.CONTROL, reply))
         elif len(self._servings) < MAX_SERVINGS:
             count = min(count, MAX_RANGE_BLOCKS)
-            self._servings.append(Serving(source, request.first, count, through))
+            term = self._raft.durable_term
+            self._servings.append(Serving(source, request.first, count, term, through))
 
     def on_reply(self, source: MemberId, reply: BlocksReply, now_us: int) -> None:
         """Keeps what was asked for, for its turn."""

@@ -21,6 +21,7 @@ from consensus.changes import ChangeError
 from consensus.messages import InvalidMessageError, decode_message, encode_message
 from node.catchup import serve
 from node.lane import Lane
+from node.outcomes import NodeFailedError
 from node.zmq_loop import FailureGuard
 from storage.errors import DamagedBlockError
 
@@ -176,6 +177,8 @@ class MemberLoop:
 
     def _call(self, work: Callable[[], Value]) -> Value:
         """One call that may be refused, and a pump to follow."""
+        if not self._running:
+            raise NodeFailedError("the node is not running")
         try:
             self._replica.advance(*_clocks())
             value = work()

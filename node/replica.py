@@ -419,6 +419,9 @@ class Replica:
         a reply.
         """
         self._note_leader()
+        if source not in self.raft.log.roster.latest.keys:
+            self.dropped["forward of a former member"] += 1
+            return
         if self._leadership is None:
             self.dropped["forward to no leader"] += 1
             return

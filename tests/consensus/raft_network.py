@@ -377,7 +377,8 @@ class Network:
         blocks = log.blocks_from(first, max_blocks=count, max_bytes=1 << 20)
         self.say(f"{name} fetches blocks {first} to {blocks[-1].index} from {source}")
         with self.event(name) as raft:
-            raft.take_fetched(first, [block.encode() for block in blocks])
+            term = self[source].durable_term
+            raft.take_fetched(term, first, [block.encode() for block in blocks])
 
     # What is checked after every event
 

@@ -48,7 +48,7 @@ EVERY_MESSAGE: list[AnyMessage] = [
     ReadRequest(1, token=2),
     ReadReply(1, token=2, read_index=3),
     BlocksRequest(1, through=2),
-    BlocksReply(1, commit_index=2, blocks=(b"one", b"two")),
+    BlocksReply(1, first=2, commit_index=3, blocks=(b"one", b"two")),
     Forward(7, (b"one", b"two")),
     ForwardRefusal(7, (bytes(16), bytes(16))),
 ]

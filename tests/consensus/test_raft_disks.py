@@ -89,6 +89,21 @@ def test_leader_goes_on_where_nobody_has_more() -> None:
     assert (Role.LEADER, 1) == (network.role("a"), network["a"].term)
 
 
+@pytest.mark.parametrize(("saving_us", "is_overtaken"), [(399_999, False), (400_000, True)])
+def test_quicker_member_overtakes(saving_us: int, *, is_overtaken: bool) -> None:
+    """One whose acknowledgements take less than half as long as the leader's save by now."""
+    network = led_network()
+    network.propose("a", transaction(1))
+    network.deliver("a", "b")
+    network.now_us += 200 * MILLISECOND_US
+    network.advance("a")
+    network.finish_save("b")
+    network.deliver("b", "a")
+    leadership = network["a"].leadership
+    assert leadership is not None
+    assert is_overtaken == leadership.is_overtaken(saving_us)
+
+
 def test_learner_overtakes_nobody() -> None:
     """What a learner has saved is no reason to hand over; what a voter has is one."""
     network = led_network()
@@ -103,7 +118,7 @@ def test_learner_overtakes_nobody() -> None:
         network.deliver("a", name)
         network.finish_save(name)
         network.deliver(name, "a")
-        overtaken.append(leadership.is_overtaken())
+        overtaken.append(leadership.is_overtaken(SECOND_US))
     assert [False, True] == overtaken
 
 

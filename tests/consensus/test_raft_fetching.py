@@ -106,10 +106,10 @@ def unsigned(raw: bytes) -> bytes:
     return assemble_block(block.header, bytes(SIGNATURE_BYTES), block.transactions).encode()
 
 
-def take(network: Network, name: str, first: int, blocks: list[bytes]) -> None:
-    """Hands fetched blocks to a member."""
+def take(network: Network, name: str, first: int, blocks: list[bytes], *, term: int = 0) -> None:
+    """Hands fetched blocks to a member, from one in `term`."""
     with network.event(name) as raft:
-        raft.take_fetched(first, blocks)
+        raft.take_fetched(term, first, blocks)
 
 
 # A follower that is far behind
@@ -295,6 +295,19 @@ def test_blocks_of_later_terms_raise_the_term() -> None:
     save = network.hosts["c"].save
     assert save is not None
     assert (3, FAR) == (save.hard_state.term, len(save.blocks))
+
+
+def test_sender_of_a_later_term_ends_the_present_one() -> None:
+    """It may know of a commit that the leader of this term has never heard of.
+
+    Else that leader's next append, lawful as it is, would contradict a committed block.
+    """
+    network = lagging()
+    network.step("c", "a", append_of([], 0, term=1))
+    take(network, "c", 1, encoded(LONG, 1)[:1], term=3)
+    assert (3, None, 1) == (network["c"].term, network["c"].leader, network["c"].log.commit_index)
+    network.step("c", "a", append_of([1, 1], 1, term=1))
+    assert (None, 1) == (network["c"].alarm, network["c"].log.last_index)
 
 
 def test_follower_keeps_its_leader() -> None:

@@ -176,6 +176,22 @@ def test_unfit_targets() -> None:
     assert network["a"].may_propose
 
 
+def test_target_out_of_contact() -> None:
+    """Nothing is held up for a member that cannot take over."""
+    network = led_network()
+    network.crash("c")
+    network.run(network.config.election_max_us)
+    assert ChangeRefusal.NOT_CAUGHT_UP is refusal(network, "c")
+    assert network["a"].may_propose
+
+
+def test_one_transfer_at_a_time() -> None:
+    """A second one would renew the time in which nothing is sealed."""
+    network = led_network()
+    network.transfer("a", "b")
+    assert [ChangeRefusal.TRANSFER_UNDER_WAY] * 2 == [refusal(network, to) for to in ("c", None)]
+
+
 def test_only_a_leader_hands_over() -> None:
     """Others say so."""
     assert ChangeRefusal.NOT_LEADER is refusal(led_network(), "c", by="b")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from consensus.block import InvalidBlockError, Rule, tip_after
+from consensus.block import InvalidBlockError, Rule, encode_transaction, tip_after
 from consensus.changes import (
     Change,
     ChangeError,
@@ -231,6 +231,19 @@ def test_block_is_judged_where_it_stands() -> None:
 def test_ordinary_blocks_are_not_judged() -> None:
     """They change nothing."""
     assert refusal_of(Chain().roster, Chain().seal(transaction(1))) is None
+
+
+def test_change_stands_alone_in_its_block() -> None:
+    """Elsewhere it would look like one to readers, and have no force; words about one are free."""
+    chain = Chain()
+    change = chain.changing(ADD, "d").transactions[0]
+    others = [
+        encode_transaction(transaction_id=bytes(16), user_id=user, kind=kind, payload="membership")
+        for user, kind in (("cluster", "note"), ("membership", "note"), ("ada", "membership"))
+    ]
+    assert refusal_of(chain.roster, chain.seal(*others[:2], b"membership")) is None
+    for hidden in ((change, transaction(1)), (change, change), others):
+        assert Rule.MEMBERSHIP is refusal_of(chain.roster, chain.seal(*hidden))
 
 
 def test_survivor_seals_its_recovery_itself() -> None:
