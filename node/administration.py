@@ -63,6 +63,7 @@ class Administration:
         self, name: str, *, peer: str | None, http: str | None, timeout_s: float
     ) -> MadeChange:
         """Gives a member other addresses; None keeps the one it has."""
+        self._refuse_follower()
         before = self.membership.named(name)
         after = Member(name, before.public_key, peer or before.peer, http or before.http)
         return await self._make(Change(ChangeKind.MOVE, after), timeout_s)
@@ -73,6 +74,7 @@ class Administration:
         Raises:
             NoLeaderError: nobody else took over within `timeout_s`.
         """
+        self._refuse_follower()
         target = self.membership.named(to).public_key if to is not None else None
         raft = self._replica.raft
         self._loop.transfer_leadership(target)
