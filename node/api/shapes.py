@@ -276,10 +276,10 @@ class Cluster(Shape, frozen=True, kw_only=True):
     last_index: Index
     commit_index: Index
     applied_index: Index
-    catching_up_to: Annotated[
-        int | None,
-        Meta(description="How far others have committed, where this node fetches blocks"),
-    ]
+    catching_up_to: (
+        Annotated[int, Meta(description="How far others have committed, while it fetches blocks")]
+        | None
+    ) = None
     members: list[MemberState]
     alarms: list[str]
 

@@ -213,6 +213,5 @@ class FakeNode:
     def _member_status(self, member: Member) -> MemberStatus:
         if member.public_key in self.membership.learners:
             return MemberStatus(member, "learner", 0 if self.leader == self.name else None)
-        if member.name == self.leader or member == self.member:
-            return MemberStatus(member, "leader", self.applied_index)
-        return MemberStatus(member, "follower", self.applied_index)
+        leads = member.name == (self.leader or self.member.name)
+        return MemberStatus(member, "leader" if leads else "follower", self.applied_index)
