@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.simulation.faults import Fault
 from node.cli import app
 from node.cli_errors import CommandError, ExitCode
 from node.cli_nodes import JsonOption
@@ -116,12 +117,16 @@ SimulatedNodesOption = Annotated[
     int, typer.Option("--nodes", min=3, max=9, help="Nodes of the simulated cluster.")
 ]
 MinutesOption = Annotated[
-    float, typer.Option(min=0.01, max=600, help="Simulated minutes under faults, for each seed.")
+    float, typer.Option(min=0.001, max=600, help="Simulated minutes under faults, for each seed.")
 ]
 ProfileOption = Annotated[
     Literal["calm", "chaos", "disk", "network"], typer.Option(help="Which kinds of faults.")
 ]
 ClientsOption = Annotated[int, typer.Option(min=1, max=100, help="Clients at work at once.")]
+WithoutOption = Annotated[
+    list[Fault] | None,
+    typer.Option(metavar="KIND", help="A kind of fault to leave out; may be given many times."),
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes. (default: one for each core)")
 ]
@@ -131,7 +136,7 @@ TraceDirOption = Annotated[
 
 
 @app.command(rich_help_panel="A local cluster")
-def simulate(
+def simulate(  # noqa: PLR0913 - one argument for each option
     *,
     seeds: SeedsOption = "0:100",
     replay: ReplayOption = None,
@@ -139,6 +144,7 @@ def simulate(
     minutes: MinutesOption = 1.0,
     profile: ProfileOption = "chaos",
     clients: ClientsOption = 6,
+    without: WithoutOption = None,
     workers: WorkersOption = None,
     trace_dir: TraceDirOption = Path(),
     as_json: JsonOption = False,
@@ -146,7 +152,8 @@ def simulate(
     """Try to break whole clusters in virtual time: seeded faults, every event checked.
 
     The same seed gives the same run. Exit code 1 where a rule was broken: the first failing seed is
-    made small, and its trace is written for a person to read.
+    made small, its trace is written for a person to read, and the command is shown that gives the
+    small run again. KIND is a fault's name in the summary.
     """
     from cluster.cli_simulate import SimulateOptions, run_simulate  # noqa: PLC0415 - as above
 
@@ -157,6 +164,7 @@ def simulate(
         minutes=minutes,
         profile=profile,
         clients=clients,
+        without=tuple(without or ()),
         workers=workers,
         trace_dir=trace_dir,
         as_json=as_json,

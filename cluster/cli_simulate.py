@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.simulation.campaign import Summary, run_campaign
-from cluster.simulation.faults import Scenario
-from cluster.simulation.shrink import shrink
+from cluster.simulation.faults import MICROS_PER_SECOND, Scenario
+from cluster.simulation.shrink import DECIMALS, shrink
 from cluster.simulation.world import Result, simulate
 from node.cli_errors import CommandError, ExitCode
 from node.cli_output import print_fields, print_table, progress_bar, say, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from cluster.simulation.faults import Fault
 
 SECONDS_PER_MINUTE = 60
 
@@ -34,6 +36,7 @@ class SimulateOptions:
     minutes: float
     profile: str
     clients: int
+    without: tuple[Fault, ...]
     workers: int | None
     trace_dir: Path
     as_json: bool
@@ -43,9 +46,11 @@ class SimulateOptions:
         return Scenario(
             seed=seed,
             nodes=self.nodes,
-            seconds=self.minutes * SECONDS_PER_MINUTE,
+            # To the decimals that a shrunk run has, so that its minutes give the same run again.
+            seconds=round(self.minutes * SECONDS_PER_MINUTE, DECIMALS),
             profile=self.profile,
             clients=self.clients,
+            without=self.without,
         )
 
 
@@ -59,19 +64,24 @@ def run_simulate(options: SimulateOptions) -> ExitCode:
     with progress_bar("simulating", total=len(seeds)) as move:
         scenarios = [options.scenario(seed) for seed in seeds]
         summary = run_campaign(scenarios, workers=options.workers, on_run=move)
-    traces = []
-    if options.replay is not None:
-        result = simulate(options.scenario(options.replay), readable=True)
-        traces.append(_write_trace(options.trace_dir, result))
-    elif summary.failed:
-        smallest = shrink(summary.failed[0])
-        traces.append(_write_trace(options.trace_dir, simulate(smallest.scenario, readable=True)))
+    told = _tell(options, summary)
+    trace = None if told is None else _write_trace(options.trace_dir, told)
+    shrunk = told if told is not None and options.replay is None else None
     if options.as_json:
-        write_json(_document(summary, traces))
+        write_json(_document(summary, shrunk, trace))
     else:
         _print_summary(summary)
-        _print_failures(summary.failed, traces)
+        _print_failures(summary.failed, shrunk, trace)
     return ExitCode.FAILED if summary.failed else ExitCode.OK
+
+
+def _tell(options: SimulateOptions, summary: Summary) -> Result | None:
+    """The run to be told event by event: the one asked for, or the first failed one made small."""
+    if options.replay is not None:
+        return simulate(options.scenario(options.replay), readable=True)
+    if summary.failed:
+        return simulate(shrink(summary.failed[0]).scenario, readable=True)
+    return None
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -124,12 +134,15 @@ def _print_summary(summary: Summary) -> None:
             print_table((title, "times"), rows, right="times")
 
 
-def _print_failures(failed: Iterable[Result], traces: Iterable[Path]) -> None:
+def _print_failures(failed: Iterable[Result], shrunk: Result | None, trace: Path | None) -> None:
     for result in failed:
         say(f"seed {result.scenario.seed}: {result.violation}")
         say(f"  again: {_command(result.scenario)}")
-    for path in traces:
-        say(f"trace: {path}")
+    if shrunk is not None:
+        say(f"made small, seed {shrunk.scenario.seed}: {shrunk.violation}")
+        say(f"  again: {_command(shrunk.scenario)}")
+    if trace is not None:
+        say(f"trace: {trace}")
 
 
 def _command(scenario: Scenario) -> str:
@@ -137,11 +150,13 @@ def _command(scenario: Scenario) -> str:
     words = ["bitnexus", "simulate", "--replay", str(scenario.seed)]
     words += ["--nodes", str(scenario.nodes), "--profile", scenario.profile]
     words += ["--clients", str(scenario.clients)]
-    words += ["--minutes", f"{scenario.seconds / SECONDS_PER_MINUTE:g}"]
+    words += ["--minutes", repr(scenario.seconds / SECONDS_PER_MINUTE)]
+    for kind in scenario.without:
+        words += ["--without", kind]
     return shlex.join(words)
 
 
-def _document(summary: Summary, traces: Iterable[Path]) -> dict[str, object]:
+def _document(summary: Summary, shrunk: Result | None, trace: Path | None) -> dict[str, object]:
     return {
         "runs": summary.runs,
         "simulated_s": round(summary.simulated_s, 3),
@@ -151,15 +166,17 @@ def _document(summary: Summary, traces: Iterable[Path]) -> dict[str, object]:
         "operations": summary.operations,
         "faults": dict(sorted(summary.faults.items())),
         "coverage": dict(sorted(summary.coverage.items())),
-        "violations": [
-            {
-                "seed": result.scenario.seed,
-                "violation": result.violation,
-                "at_s": result.violation_us / 1_000_000,
-                "trace_hash": result.trace_hash,
-                "replay": _command(result.scenario),
-            }
-            for result in summary.failed
-        ],
-        "traces": [str(path) for path in traces],
+        "violations": [_violation(result) for result in summary.failed],
+        "shrunk": None if shrunk is None else _violation(shrunk),
+        "traces": [] if trace is None else [str(trace)],
+    }
+
+
+def _violation(result: Result) -> dict[str, object]:
+    return {
+        "seed": result.scenario.seed,
+        "violation": result.violation,
+        "at_s": result.violation_us / MICROS_PER_SECOND,
+        "trace_hash": result.trace_hash,
+        "replay": _command(result.scenario),
     }

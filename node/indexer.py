@@ -25,7 +25,7 @@ import signal
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from node.config import CHAIN_FOLDER, INDEX_FOLDER
 from storage.chain import ChainStore
@@ -40,9 +40,10 @@ from storage.index import IndexStore
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from consensus.block import Block
+    from storage.contract import Chain
 
 BATCH_TRANSACTIONS: Final = 10_000
 """Enough of them for one LMDB commit: more would make random ids little cheaper."""
@@ -59,6 +60,17 @@ _PROJECT: Final = str(Path(__file__).resolve().parents[1])
 
 class IndexerFailedError(Exception):
     """The index process has ended by itself, or was killed."""
+
+
+class IndexWriter(Protocol):
+    """What is written of an index store."""
+
+    @property
+    def applied_index(self) -> int:
+        """The index of the last block applied."""
+
+    def apply(self, blocks: Sequence[Block]) -> None:
+        """Index the blocks that follow the last one applied, durably."""
 
 
 class Indexer:
@@ -271,30 +283,36 @@ def _serve(chain_dir: Path, index_dir: Path) -> None:
         closing(ChainStore.open(chain_dir, readonly=True)) as chain,
         closing(_open_index(index_dir, chain)) as index,
     ):
-        _report("applied", index.applied_index)
+        _report("applied", index.applied_index, "")
         for line in sys.stdin.buffer:
             word, number = line.split()
             assert word == b"apply", "the node asks for nothing else"
-            _apply(chain, index, int(number))
+            apply_through(chain, index, int(number), report=_report)
 
 
-def _apply(chain: ChainStore, index: IndexStore, target: int) -> None:
-    """Index the blocks up to `target` in batches."""
+def apply_through(
+    chain: Chain, index: IndexWriter, target: int, *, report: Callable[[str, int, str], None]
+) -> None:
+    """Index the blocks up to `target` in batches; each is durable before `report` hears of it.
+
+    Raises what reading the chain raises, and `IndexStore.apply`, but for a full disk: that is
+    reported.
+    """
     applied = index.applied_index
     if applied >= target:
-        _report("applied", applied)
+        report("applied", applied, "")
     while applied < target:
         blocks = _next_blocks(chain, applied + 1, target)
         try:
             index.apply(blocks)
         except NoSpaceError as error:
-            _report("full", applied, str(error))
+            report("full", applied, str(error))
             return
         applied = blocks[-1].index
-        _report("applied", applied)
+        report("applied", applied, "")
 
 
-def _next_blocks(chain: ChainStore, first: int, target: int) -> list[Block]:
+def _next_blocks(chain: Chain, first: int, target: int) -> list[Block]:
     """Read blocks for one commit: up to `target`, or until there are transactions enough."""
     blocks: list[Block] = []
     transactions = 0
@@ -343,7 +361,7 @@ def _remove(path: Path) -> None:
         raise StorageFailedError(path, error) from error
 
 
-def _report(word: str, number: int, detail: str = "") -> None:
+def _report(word: str, number: int, detail: str) -> None:
     # Not through sys.stdout: its buffer would be flushed again at the end, into a closed pipe.
     os.write(_STANDARD_OUTPUT, f"{word} {number} {detail}\n".encode())
 

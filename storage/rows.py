@@ -86,12 +86,16 @@ class StoredParts:
         return block
 
 
+def header_record(block: Block) -> bytes:
+    """Return the value stored for a block's header."""
+    digest = sha256(block.header_bytes + block.signature).digest()
+    return _ENCODER.encode(_HeaderRecord(block.header_bytes, block.signature, digest))
+
+
 def append_block(txn: Transaction, databases: Databases, parent: Tip | None, block: Block) -> None:
     """Put one block after `parent`; keys ascend, which LMDB's append mode asserts."""
     key = NUMBER.pack(block.index)
-    digest = sha256(block.header_bytes + block.signature).digest()
-    record = _ENCODER.encode(_HeaderRecord(block.header_bytes, block.signature, digest))
-    is_appended = txn.put(key, record, append=True, db=databases["headers"])
+    is_appended = txn.put(key, header_record(block), append=True, db=databases["headers"])
     assert is_appended, "no header is stored beyond the tip"
     is_appended = txn.put(key, block.body, append=True, db=databases["bodies"])
     assert is_appended, "no body is stored beyond the tip"

@@ -1,7 +1,7 @@
 """Clients that submit and read at any node, lose patience, try elsewhere, and reuse their ids.
 
 Each does one thing after another and writes down when it asked and what it heard, for
-`cluster.checker`. Answers are also shown to the watch at the moment they leave the node. Relies on
+`cluster.checker`. Answers are also shown to the watch at the moment the node makes them. Relies on
 the shipped `Submission` and on a machine's read barrier.
 """
 
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.checker import Fate, Read, Row, Write
 from cluster.simulation.faults import MICROS_PER_SECOND, Fault
+from cluster.simulation.watch import Page
 from consensus.block import encode_transaction, transaction_id
 from node.outcomes import Receipt, Refusal, RefusalReason, Wait
 from node.submissions import Submission
+from storage.errors import DamagedBlockError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cluster.simulation.record import Trace
     from cluster.simulation.watch import Watch
     from node.outcomes import Outcome
+    from storage.recent import Place
 
 USERS: Final = ("ada", "bob", "eve")
 THINK_S: Final = 0.7
@@ -41,6 +44,10 @@ MAX_BATCH: Final = 6
 REMEMBERED: Final = 40
 """A reused id is one of the latest so many."""
 PAGES: Final = (3, 1_000_000)
+FURTHER: Final = 0.5
+"""How often a reader goes on with another page, and asks after an id."""
+LOCAL: Final = 0.3
+"""How often it first reads what the node has, however far behind that is."""
 
 
 class Clients:
@@ -64,6 +71,7 @@ class Clients:
         self._machines = machines
         self._watch = watch
         self._random = scenario.stream("clients")
+        self._losses = scenario.stream("lost answers")
         self._lost_answers = scenario.rates().get(Fault.LOST_ANSWER, 0.0)
         self._known: list[tuple[str, bytes]] = []
         self._stopped = False
@@ -155,9 +163,15 @@ class Clients:
         )
         self._queue.after(20_000, again)
 
+    def note_call(self, machine: Machine, submission: Submission) -> None:
+        """A call has reached a node."""
+        offered = ", ".join(wanted.hex()[:8] for wanted in submission.ids)
+        self._say(machine, f"is offered {offered}")
+
     def fate_of(self, machine: Machine, raw: bytes, outcome: Outcome) -> Fate:
         """What an outcome means to the client, after a look at whether it is true."""
         if isinstance(outcome, Receipt):
+            self._say(machine, f"acknowledges {outcome.id.hex()[:8]} at {outcome.index}")
             self._watch.acknowledged(machine, raw, outcome)
             return Fate.ACKNOWLEDGED
         if isinstance(outcome, Refusal):
@@ -184,15 +198,24 @@ class Clients:
         self._queue.after(patience_us, partial(self._read_over, read))
 
     def _read_at(self, read: Read, machine: Machine) -> None:
+        if self._random.random() < LOCAL:
+            self._read_locally(read.user, machine)
         known = len(self._watch.committed) - 1
 
         def answer(index: int) -> None:
             self._watch.may_read(machine, index, known)
-            self._answer_read(read, machine)
+            machine.answer(partial(self._answer_read, read, machine))
 
         number = machine.running.read(answer)
         patience_us = self._random.randrange(100_000, 3 * MICROS_PER_SECOND)
         self._queue.after(patience_us, partial(self._forget, machine, machine.life, number))
+
+    def _read_locally(self, user: str, machine: Machine) -> None:
+        """What is applied here, without asking anybody (`consistency=local`)."""
+        try:
+            self._look_further(machine, user, ())
+        except DamagedBlockError:
+            self._trace.coverage["reads refused: DamagedBlockError"] += 1
 
     def _forget(self, machine: Machine, life: int, number: int) -> None:
         """The node's own patience with a read is over."""
@@ -201,16 +224,56 @@ class Clients:
 
     def _answer_read(self, read: Read, machine: Machine) -> None:
         """The barrier is passed: look up, as the node does, and send the answer on its way."""
-        assert machine.lookup is not None, "a machine that answers is up"
-        places = machine.lookup.history(read.user, after=None, limit=read.limit, newest_first=True)
-        rows = []
-        for place in places:
-            raw = machine.chain.block(place.index).transactions[place.position]
-            rows.append(Row((place.index, place.position), transaction_id(raw), raw))
+        try:
+            rows = self._page(machine, Page(read.user, None, read.limit, newest_first=True))
+            if self._random.random() < FURTHER:
+                self._look_further(machine, read.user, rows)
+        except DamagedBlockError:
+            self._trace.coverage["reads refused: DamagedBlockError"] += 1
+            return  # the client hears "unavailable", which tells it nothing
         self._trace.coverage["reads answered"] += 1
         delay_us = self._random.randrange(1, TRAVEL_US)
         if not self._is_lost():
-            self._queue.after(delay_us, partial(self._heard_read, read, tuple(rows)))
+            told = tuple(
+                Row((place.index, place.position), transaction_id(raw), raw) for place, raw in rows
+            )
+            self._queue.after(delay_us, partial(self._heard_read, read, told))
+
+    def _page(self, machine: Machine, page: Page) -> list[tuple[Place, bytes]]:
+        """One page of a history, as `Node.history` makes it; raises DamagedBlockError."""
+        assert machine.lookup is not None, "a machine that answers is up"
+        places = machine.lookup.history(
+            page.user, after=page.after, limit=page.limit, newest_first=page.newest_first
+        )
+        rows = []
+        for place in places:
+            block = machine.running.raft.log.recent_block(place.index)
+            block = machine.chain.block(place.index) if block is None else block
+            rows.append((place, block.transactions[place.position]))
+        order = "newest" if page.newest_first else "oldest"
+        after = "" if page.after is None else f" after {tuple(page.after)}"
+        self._say(machine, f"answers with {len(rows)} rows of {page.user}, {order} first{after}")
+        self._watch.page_read(machine, page, rows)
+        return rows
+
+    def _say(self, machine: Machine, text: str) -> None:
+        """What a client hears, for whoever reads the trace."""
+        if self._trace.is_readable:
+            self._trace.line(self._queue.now_us, f"{machine.name} {text}")
+
+    def _look_further(
+        self, machine: Machine, user: str, rows: Sequence[tuple[Place, bytes]]
+    ) -> None:
+        """The next page of either order, from somewhere on, and the place of an id."""
+        after = self._random.choice(rows)[0] if rows else None
+        newest_first = self._random.random() < 0.5  # noqa: PLR2004 - half of the time
+        page = Page(user, after, self._random.choice(PAGES), newest_first=newest_first)
+        self._page(machine, page)
+        if self._known:
+            assert machine.lookup is not None, "a machine that answers is up"
+            wanted = transaction_id(self._random.choice(self._known)[1])
+            self._watch.looked_up(machine, wanted, machine.lookup.places([wanted])[0])
+        self._trace.coverage["further pages and ids looked up"] += 1
 
     def _heard_read(self, read: Read, rows: tuple[Row, ...]) -> None:
         if read.rows is None and read.client >= 0:
@@ -224,7 +287,7 @@ class Clients:
         self._think(read.client if read.client >= 0 else -1 - read.client)
 
     def _is_lost(self) -> bool:
-        lost = self._lost_answers > 0.0 and self._random.random() < self._lost_answers
+        lost = self._lost_answers > 0.0 and self._losses.random() < self._lost_answers
         self._trace.faults[Fault.LOST_ANSWER] += lost
         return lost
 
@@ -352,6 +415,7 @@ class _Attempt:
             wait=Wait.ACCEPTED if is_hasty else Wait.COMMITTED,
             on_done=self._on_done,
         )
+        self._clients.note_call(machine, self._submission)
         machine.running.submit(self._submission)
 
     def _on_done(self, outcomes: list[Outcome]) -> None:
@@ -359,7 +423,7 @@ class _Attempt:
             (self._clients.fate_of(self.machine, raw, outcome), outcome)
             for (_, raw), outcome in zip(self.offers, outcomes, strict=True)
         ]
-        self._clients.answer(self, fates)
+        self.machine.answer(partial(self._clients.answer, self, fates))
 
     def _expire(self, machine: Machine) -> None:
         if machine.life == self._life and self._submission is not None:

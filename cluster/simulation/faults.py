@@ -31,6 +31,9 @@ class Fault(StrEnum):
 
     CRASH_ONE = "crash of one"
     CRASH_AT_SAVE = "crash at a save"
+    CRASH_AT_COMMIT = "crash at a commit"
+    CRASH_AT_INDEX = "crash at the index"
+    CRASH_IN_RECOVERY = "crash in recovery"
     CRASH_FRESH = "crash of a fresh leader"
     CRASH_MAJORITY = "crash of a majority"
     CRASH_ALL = "crash of all"
@@ -38,10 +41,13 @@ class Fault(StrEnum):
     ONE_WAY = "one-way partition"
     LINK = "cut link"
     FLAP = "flapping partition"
+    SWIZZLE = "swizzle"
     SLOW_NETWORK = "slow network"
     PAUSE = "pause"
     DISK_STALL = "disk stall"
     SLOW_DISK = "slow disk"
+    FULL_DISK = "full disk"
+    CORRUPT_READ = "corrupt reads"
     CLOCK_STEP = "clock step"
     DATABASE_DOWN = "database down"
     DATABASE_FROZEN = "database frozen"
@@ -59,6 +65,9 @@ class Fault(StrEnum):
 _CRASHES: Final = {
     Fault.CRASH_ONE: 12.0,
     Fault.CRASH_AT_SAVE: 16.0,
+    Fault.CRASH_AT_COMMIT: 6.0,
+    Fault.CRASH_AT_INDEX: 4.0,
+    Fault.CRASH_IN_RECOVERY: 5.0,
     Fault.CRASH_FRESH: 0.3,
     Fault.CRASH_MAJORITY: 2.0,
     Fault.CRASH_ALL: 1.5,
@@ -73,9 +82,15 @@ _NETWORK: Final = {
     Fault.ONE_WAY: 5.0,
     Fault.LINK: 5.0,
     Fault.FLAP: 2.0,
+    Fault.SWIZZLE: 2.0,
     Fault.SLOW_NETWORK: 5.0,
 }
-_DISK: Final = {Fault.DISK_STALL: 8.0, Fault.SLOW_DISK: 6.0}
+_DISK: Final = {
+    Fault.DISK_STALL: 8.0,
+    Fault.SLOW_DISK: 6.0,
+    Fault.FULL_DISK: 3.0,
+    Fault.CORRUPT_READ: 5.0,
+}
 _DATABASE: Final = {
     Fault.DATABASE_DOWN: 3.0,
     Fault.DATABASE_FROZEN: 3.0,

@@ -1,23 +1,25 @@
 """One simulated machine: what survives a crash, the shipped replica that does not, and its clock.
 
-It does what `node.loop` does: decodes and hands over messages, pumps, encodes and sends, saves, and
-tells the replica when a save is durable. Several inputs may share one pump, as on a busy loop. A
-save passes five moments, and a crash may fall on each: nothing left yet, messages out, save begun,
-durable, durable and told. A paused machine does nothing while its disk and its peers go on, and
-then gets everything at once. Relies on `storage.memory`, which forgets what was not durable.
+It does what `node.loop` and `node.server` do: catches the index up and boots, decodes and hands
+over messages, pumps, encodes and sends, saves, tells the replica when a save is durable, and
+answers clients after the pump that settled them. Several inputs may share one pump, as on a busy
+loop. A crash may fall on any `Boundary`. A full disk or a damaged block that reaches the loop stops
+the node, as `node.loop` does. A paused machine does nothing while its disk and its peers go on, and
+then gets everything at once. Relies on `disk`, which forgets what was not durable.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum, unique
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from cluster.simulation.boundary import KIND_OF, Boundary
 from cluster.simulation.checkpoints import Checkpoints
-from cluster.simulation.faults import MICROS_PER_SECOND, Fault
-from cluster.simulation.index import SimulatedIndex
+from cluster.simulation.disk import Disk
+from cluster.simulation.faults import MICROS_PER_SECOND
+from cluster.simulation.indexing import IndexProcess
 from cluster.simulation.record import describe
 from consensus.block import Sealer
 from consensus.leadership import RaftConfig
@@ -26,7 +28,7 @@ from consensus.raft import Raft
 from node.catchup import serve
 from node.lane import Lane
 from node.replica import Replica
-from storage.memory import MemoryChain
+from storage.errors import DamagedBlockError
 from storage.recent import Lookup, RecentIndex
 
 if TYPE_CHECKING:
@@ -41,9 +43,9 @@ if TYPE_CHECKING:
     from consensus.block import Block
     from consensus.messages import MemberId
     from consensus.ready import Save
-    from node.effects import Recorded, Serving
+    from node.effects import Effects, Recorded, Serving
     from node.mempool import QueueLimits
-    from storage.memory import PendingSave
+    from storage.errors import StorageError
 
 WALL_US: Final = 1_700_000_000_000_000
 BUSY: Final = 0.15
@@ -51,22 +53,10 @@ BUSY: Final = 0.15
 TURN_US: Final = 2_000
 IDLE_US: Final = 200_000
 """A replica is pumped at least this often, for what it offers again by itself."""
-SAVE_US: Final = 400
-SLOW_SAVE_US: Final = 150_000
 TOLD_US: Final = 200
 """A save is durable for about this long before the loop hears of it."""
 INBOX: Final = 1_000
 """What the sockets of a paused machine hold; what comes beyond that is lost."""
-
-
-@unique
-class Boundary(StrEnum):
-    """Where in the course of a save a machine crashes."""
-
-    BEFORE_SENDING = "before anything left"
-    BEFORE_SAVE = "after sending, before the save"
-    TORN = "in the middle of the save"
-    UNTOLD = "after the save, before it is known"
 
 
 @dataclass(slots=True)
@@ -92,15 +82,28 @@ class Machine:
         self.number = number
         self.name = f"node{number + 1}"
         self.member: MemberId = bytes(key.verify_key)
-        self.chain = MemoryChain(setting.genesis)
-        self.index = SimulatedIndex()
+        self.disk = Disk(
+            setting.genesis,
+            name=self.name,
+            queue=setting.queue,
+            random=random,
+            on_durable=self._durable,
+            on_refused=self._stop,
+        )
+        self.chain = self.disk.chain
+        self.index = self.disk.index
+        self._indexing = IndexProcess(
+            self.disk,
+            queue=setting.queue,
+            random=random,
+            trace=setting.trace,
+            crashes_at=self._crashes_at,
+        )
         self.replica: Replica | None = None
         self.lookup: Lookup | None = None
         self.life = 0
         self.drift = 0.0
         self.wall_offset_us = 0
-        self.save_us = SAVE_US
-        self.stalled_until_us = 0
         self.paused_until_us = 0
         self.crash_at: Boundary | None = None
         self.on_crash: Callable[[Machine], None] = lambda _machine: None
@@ -116,7 +119,8 @@ class Machine:
         self._pump_planned = False
         self._timer_due_us: int | None = None
         self._inbox: list[Callable[[], None]] = []
-        self._in_flight: tuple[Save, PendingSave] | None = None
+        self._answers: list[Callable[[], None]] = []
+        self._is_pumping = False
 
     # Life and death
 
@@ -135,6 +139,8 @@ class Machine:
         """Boot from what is durable, with the voters and the clock of this life."""
         assert self.replica is None, f"{self.name} runs already"
         self.life += 1
+        if not self._catch_up():
+            return
         random = Random(self._random.getrandbits(64))
         self._booted_us = self._queue.now_us
         self._mono_base_us = random.randrange(MICROS_PER_SECOND)
@@ -158,6 +164,31 @@ class Machine:
         self.checkpoints.start()
         self._pump()
 
+    def _catch_up(self) -> bool:
+        """Index what is known to be committed, as a node does before it joins; or fail to boot."""
+        is_cut_short = self.crash_at is Boundary.INDEXING
+        why = self._indexing.catch_up(is_cut_short=is_cut_short)
+        if is_cut_short:
+            why = Boundary.INDEXING
+            self._setting.trace.faults[f"{KIND_OF[why]}, {why}"] += 1
+        return self._fail_boot(why) if why else True
+
+    def _fail_boot(self, why: str) -> bool:
+        """Down again before it joined; somebody starts it once more."""
+        self._note(b"boot", f"fails to boot: {why}")
+        self._setting.trace.coverage[f"boots failed: {why}"] += 1
+        self.crash_at = None
+        self.on_crash(self)
+        return False
+
+    def _stop(self, error: StorageError) -> None:
+        """End the process for a fault of the disk: a save under way still ends, nothing else."""
+        self._setting.trace.coverage[f"nodes stopped: {type(error).__name__}"] += 1
+        self.crash_at = None
+        self.disk.finish()
+        if self.replica is not None:  # that save may have been refused, which stops it as well
+            self.crash(f"stopped: {error}")
+
     def crash(self, why: str) -> None:
         """Lose everything that is not durable."""
         replica = self.running
@@ -166,15 +197,16 @@ class Machine:
         for counted in (replica.raft.dropped, replica.dropped):
             for what, times in counted.items():
                 self._setting.trace.coverage[f"dropped: {what}"] += times
-        self.chain.crash()
         self.checkpoints.crash()
-        self._in_flight = None
+        self.disk.crash()
         self.replica = self.lookup = self.crash_at = None
         self.life += 1
         self.paused_until_us = 0
         self._pump_planned = False
         self._timer_due_us = None
         self._inbox.clear()
+        self._answers.clear()
+        self._is_pumping = False
         self.on_crash(self)
 
     def pause(self, duration_us: int) -> None:
@@ -195,7 +227,7 @@ class Machine:
         inbox, self._inbox = self._inbox, []
         for action in inbox:
             if life == self.life:
-                action()
+                self._guarded(action)
         if life == self.life:
             self._pump()
 
@@ -217,27 +249,37 @@ class Machine:
         """A client's call arrives; `action` runs on this machine's loop."""
         self._when_awake(partial(self._call, action))
 
+    def answer(self, send: Callable[[], None]) -> None:
+        """An answer leaves for a client: after the pump that settled it, as on an event loop."""
+        if self._is_pumping:
+            self._answers.append(send)
+        else:
+            send()
+
     def flush_index(self) -> None:
-        """The index process has written most of what is applied, and says so, or dies before."""
-        if self.replica is None or self.is_paused:
-            return
-        applied_index = self.replica.applied_index
-        through = applied_index - self._random.randrange(3)
-        first = self.index.applied_index + 1
-        if through < first:
-            return
-        count = through - first + 1
-        self.index.apply(self.chain.blocks(first, max_blocks=count, max_bytes=1 << 40))
-        if self._random.random() < 0.9:  # noqa: PLR2004 - told at once as a rule, else next time
-            self.replica.flushed(self.index.applied_index)
+        """The index process does its work; see `indexing`."""
+        if self.replica is not None and not self.is_paused:
+            on_written = partial(self._indexed, self.life)
+            self._guarded(partial(self._indexing.flush, self.replica.applied_index, on_written))
+
+    def _indexed(self, life: int, applied_index: int) -> None:
+        if life == self.life:
+            self._when_awake(partial(self.running.flushed, applied_index))
 
     def _when_awake(self, action: Callable[[], None]) -> None:
         if self.replica is None:
             return
         if not self.is_paused:
-            action()
+            self._guarded(action)
         elif len(self._inbox) < INBOX:
             self._inbox.append(action)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """A damaged block that the loop comes upon stops the node."""
+        try:
+            action()
+        except DamagedBlockError as error:
+            self._stop(error)
 
     def _receive(self, source: Machine, raw: bytes) -> None:
         self._setting.trace.event(self._queue.now_us, self.name, raw)
@@ -284,10 +326,34 @@ class Machine:
                 self._pump()
 
     def _pump(self) -> None:
+        self._guarded(self._take_turn)
+
+    def _take_turn(self) -> None:
         replica, life = self.running, self.life
         replica.tick(self.mono_us(), WALL_US + self._queue.now_us + self.wall_offset_us)
+        log = replica.raft.log
+        applied_index = log.applied_index
+        if log.commit_index > applied_index and self._crashes_at(Boundary.COMMITTED):
+            return
+        self._is_pumping = True
         effects = replica.pump()
-        if effects.save is not None and self._crashes_at(Boundary.BEFORE_SENDING):
+        self._is_pumping = False
+        if log.applied_index > applied_index and self._crashes_at(Boundary.APPLIED):
+            return
+        self._carry_out(effects, life)
+        if life != self.life:
+            return
+        if effects.more and not self._pump_planned:
+            self._plan_pump(0)
+        self._setting.watch.look(self)
+        self.checkpoints.turn()
+        self._plan_timer()
+
+    def _carry_out(self, effects: Effects, life: int) -> None:
+        """Send, save, read and answer, in the order of the loop, if no crash comes between."""
+        if effects.save is not None and (
+            self._crashes_at(Boundary.BEFORE_SENDING) or self._crashes_at(Boundary.FIRST_SAVE)
+        ):
             return
         for target, lane, message in effects.envelopes:
             self._setting.watch.leaves(self, target, message)
@@ -301,13 +367,11 @@ class Machine:
         for serving in effects.servings:
             read = partial(self._serve, life, serving)
             self._queue.after(self._random.randrange(1, TURN_US), read)
-        if life != self.life:
-            return
-        if effects.more and not self._pump_planned:
-            self._plan_pump(0)
-        self._setting.watch.look(self)
-        self.checkpoints.turn()
-        self._plan_timer()
+        if life == self.life and self._answers:
+            answers, self._answers = self._answers, []
+            for send in answers:
+                send()
+            self._crashes_at(Boundary.ACKNOWLEDGED)
 
     def _serve(self, life: int, serving: Serving) -> None:
         """The reader's thread has the blocks that a peer fetches."""
@@ -317,11 +381,15 @@ class Machine:
             self._setting.send(self.number, number, Lane.BULK, raw)
 
     def _read_recorded(self, life: int, recorded: Recorded) -> None:
-        """The reader's thread has the block of an old retry."""
-        if life == self.life:
+        """The reader's thread has the block of an old retry, or has found it damaged."""
+        if life != self.life:
+            return
+        block: Block | None = None
+        try:
             block = self.chain.block(recorded.place.index)
-            answer = partial(self.running.answer_recorded, recorded, block)
-            self._when_awake(answer)
+        except DamagedBlockError:
+            self._setting.trace.coverage["retries refused: DamagedBlockError"] += 1
+        self._when_awake(partial(self.running.answer_recorded, recorded, block))
 
     def mono_us(self) -> int:
         """This life's monotonic clock: from a base of its own, at a rate of its own."""
@@ -353,41 +421,25 @@ class Machine:
         if self._crashes_at(Boundary.BEFORE_SAVE):
             return
         self._setting.watch.saving(self, save)
-        pending = self.chain.begin_save(
-            hard_state=save.hard_state, truncate_from=save.truncate_from, blocks=save.blocks
-        )
-        takes_us = self.save_us // 2 + self._random.randrange(self.save_us)
-        durable_us = max(self._queue.now_us, self.stalled_until_us) + takes_us
-        if self.crash_at is Boundary.TORN:
+        durable_us = self.disk.begin(save)
+        if self.crash_at is Boundary.TORN or (
+            self.crash_at is Boundary.CATCHING_UP and save.blocks
+        ):
             when_us = self._queue.now_us + self._random.randrange(
                 max(1, durable_us - self._queue.now_us)
             )
-            self._queue.at(when_us, partial(self._torn, self.life))
-        self._in_flight = (save, pending)
-        self._queue.at(durable_us, partial(self._durable, self.life, save))
+            self._queue.at(when_us, partial(self._torn, self.life, self.crash_at))
 
-    def _torn(self, life: int) -> None:
+    def _torn(self, life: int, boundary: Boundary) -> None:
         if life == self.life:
-            self._crashes_at(Boundary.TORN)
+            self._crashes_at(boundary)
 
-    def unstall(self) -> None:
-        """The disk works at full speed again, also on the save under way."""
-        self.stalled_until_us = 0
-        self.save_us = SAVE_US
-        if self._in_flight is not None:
-            save, _ = self._in_flight
-            self._queue.after(SAVE_US, partial(self._durable, self.life, save))
-
-    def _durable(self, life: int, save: Save) -> None:
+    def _durable(self, save: Save) -> None:
         """The disk has it, whether or not the process is awake to hear of it."""
-        if life != self.life or self._in_flight is None or self._in_flight[0] is not save:
-            return
-        self.chain.finish_save(self._in_flight[1])
-        self._in_flight = None
         self._setting.watch.saved(self, save)
         if not self._crashes_at(Boundary.UNTOLD):
             delay_us = self._random.randrange(TOLD_US)
-            self._queue.after(delay_us, partial(self._tell_saved, life, save))
+            self._queue.after(delay_us, partial(self._tell_saved, self.life, save))
 
     def _tell_saved(self, life: int, save: Save) -> None:
         if life == self.life:
@@ -406,7 +458,7 @@ class Machine:
     def _crashes_at(self, boundary: Boundary) -> bool:
         if self.crash_at is not boundary:
             return False
-        self._setting.trace.faults[f"{Fault.CRASH_AT_SAVE}, {boundary}"] += 1
+        self._setting.trace.faults[f"{KIND_OF[boundary]}, {boundary}"] += 1
         self.crash(boundary)
         return True
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from cluster.simulation.boundary import BOUNDARIES
+from cluster.simulation.disk import SLOW_SAVE_US, Room
 from cluster.simulation.faults import MICROS_PER_SECOND, Fault
-from cluster.simulation.machine import SLOW_SAVE_US, Boundary
 from consensus.quorum import majority_of
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ MIN_PAUSE_US: Final = 100_000
 MAX_PAUSE_FACTOR: Final = 300
 """Pauses last 0.1 to 30 s, short ones as likely as ten times longer ones."""
 MAX_STEP_US: Final = 3600 * MICROS_PER_SECOND
-BOUNDARIES: Final = tuple(Boundary)
+TOGETHER: Final = 0.1
+"""How often several machines crash on one boundary."""
+MAX_DAMAGED: Final = 12
+"""Blocks that go bad at once."""
 
 
 class Nemesis:
@@ -54,17 +58,23 @@ class Nemesis:
         rates = scenario.rates()
         strikes: dict[Fault, Callable[[Random], None]] = {
             Fault.CRASH_ONE: self._crash_one,
-            Fault.CRASH_AT_SAVE: self._crash_at_save,
+            Fault.CRASH_AT_SAVE: partial(self._crash_at, Fault.CRASH_AT_SAVE),
+            Fault.CRASH_AT_COMMIT: partial(self._crash_at, Fault.CRASH_AT_COMMIT),
+            Fault.CRASH_AT_INDEX: partial(self._crash_at, Fault.CRASH_AT_INDEX),
+            Fault.CRASH_IN_RECOVERY: self._crash_in_recovery,
             Fault.CRASH_MAJORITY: self._crash_majority,
             Fault.CRASH_ALL: self._crash_all,
             Fault.PARTITION: self._partition,
             Fault.ONE_WAY: self._one_way,
             Fault.LINK: self._cut_link,
             Fault.FLAP: self._flap,
+            Fault.SWIZZLE: self._swizzle,
             Fault.SLOW_NETWORK: self._slow_network,
             Fault.PAUSE: self._pause,
             Fault.DISK_STALL: self._stall,
             Fault.SLOW_DISK: self._slow_disk,
+            Fault.FULL_DISK: self._fill_disk,
+            Fault.CORRUPT_READ: self._corrupt_reads,
             Fault.CLOCK_STEP: self._step_clock,
         }
         for kind, strike in strikes.items():
@@ -84,7 +94,7 @@ class Nemesis:
         self._network.calm()
         for machine in self._machines:
             machine.crash_at = None
-            machine.unstall()
+            machine.disk.mend()
             machine.wake_up()
             if machine.replica is None:
                 machine.start()
@@ -141,11 +151,29 @@ class Nemesis:
         if victim is not None:
             self._crash(Fault.CRASH_ONE, [victim])
 
-    def _crash_at_save(self, random: Random) -> None:
+    def _victims(self, random: Random) -> list[Machine]:
+        """One, as a rule; now and then a majority or all, as when the power fails."""
+        up = self._up()
+        if up and random.random() < TOGETHER:
+            most = min(len(up), majority_of(len(self._machines)))
+            return random.sample(up, random.choice((most, len(up))))
         victim = self._victim(random)
-        if victim is not None:
-            victim.crash_at = random.choice(BOUNDARIES)
-            self._fault(Fault.CRASH_AT_SAVE, f"{victim.name} {victim.crash_at}")
+        return [] if victim is None else [victim]
+
+    def _crash_at(self, kind: Fault, random: Random) -> None:
+        victims, boundary = self._victims(random), random.choice(BOUNDARIES[kind])
+        if victims:
+            for victim in victims:
+                victim.crash_at = boundary
+            self._fault(kind, f"{', '.join(victim.name for victim in victims)} {boundary}")
+
+    def _crash_in_recovery(self, random: Random) -> None:
+        """Crash somebody, and then again before they have recovered."""
+        victims = self._victims(random)
+        if victims:
+            self._crash(Fault.CRASH_IN_RECOVERY, victims)
+            for victim in victims:
+                victim.crash_at = random.choice(BOUNDARIES[Fault.CRASH_IN_RECOVERY])
 
     def elected(self, machine: Machine) -> None:
         """A leader's first moments are the most delicate: some do not survive them."""
@@ -220,6 +248,30 @@ class Nemesis:
         if not self._stopped:
             self._for_a_while(random, links, longest_s=0.4)
 
+    def _swizzle(self, random: Random) -> None:
+        """Cut some nodes off one by one, and mend them one by one in another order.
+
+        FoundationDB's "swizzle-clogging": rare states come up while only some are back.
+        """
+        numbers = range(len(self._machines))
+        victims = random.sample(numbers, random.randrange(1, len(numbers) + 1))
+        self._fault(Fault.SWIZZLE, ", ".join(self._machines[one].name for one in victims))
+        at_us = 0
+        for victim in victims:
+            at_us += random.randrange(400_000)
+            self._queue.after(at_us, partial(self._cut_off, victim))
+        at_us += random.randrange(2 * MICROS_PER_SECOND)
+        for victim in random.sample(victims, len(victims)):
+            at_us += random.randrange(400_000)
+            self._queue.after(at_us, partial(self._mend, self._links_of(victim)))
+
+    def _cut_off(self, victim: int) -> None:
+        if not self._stopped:
+            self._network.cut(self._links_of(victim))
+
+    def _links_of(self, victim: int) -> list[Link]:
+        return [link for link in self._links() if victim in link]
+
     def _slow_network(self, random: Random) -> None:
         self._network.jitter_us = random.randrange(2_000, 200_000)
         self._fault(Fault.SLOW_NETWORK, f"up to {self._network.jitter_us} µs a message")
@@ -243,13 +295,35 @@ class Nemesis:
         victim = random.choice(self._machines)
         duration_us = random.randrange(100_000, 4 * MICROS_PER_SECOND)
         self._fault(Fault.DISK_STALL, f"{victim.name} for {duration_us} µs")
-        victim.stalled_until_us = self._queue.now_us + duration_us
+        victim.disk.stalled_until_us = self._queue.now_us + duration_us
 
     def _slow_disk(self, random: Random) -> None:
         victim = random.choice(self._machines)
-        victim.save_us = random.randrange(SLOW_SAVE_US)
-        self._fault(Fault.SLOW_DISK, f"{victim.name}: {victim.save_us} µs a save")
-        self._queue.after(random.randrange(6 * MICROS_PER_SECOND), victim.unstall)
+        victim.disk.save_us = random.randrange(SLOW_SAVE_US)
+        self._fault(Fault.SLOW_DISK, f"{victim.name}: {victim.disk.save_us} µs a save")
+        self._queue.after(random.randrange(6 * MICROS_PER_SECOND), victim.disk.quicken)
+
+    def _fill_disk(self, random: Random) -> None:
+        """The node stops at what it cannot save, and is started in vain until there is room."""
+        victim = self._victim(random) or random.choice(self._machines)
+        room = random.choice((Room.NONE_FOR_BLOCKS, Room.NONE_FOR_INDEX, Room.NONE))
+        duration_us = random.randrange(200_000, 6 * MICROS_PER_SECOND)
+        self._fault(Fault.FULL_DISK, f"{victim.name}, {room.name}, for {duration_us} µs")
+        victim.disk.room = room
+        self._queue.after(duration_us, partial(self._make_room, victim))
+
+    def _make_room(self, victim: Machine) -> None:
+        victim.disk.room = Room.PLENTY
+
+    def _corrupt_reads(self, random: Random) -> None:
+        """Some of what a node knows to be committed is read badly, until its disk is repaired."""
+        victim = random.choice(self._machines)
+        old = range(1, min(victim.chain.hard_state.commit_index + 1, victim.chain.last_index))
+        bad = sorted(random.sample(old, min(len(old), random.randrange(1, MAX_DAMAGED))))
+        duration_us = random.randrange(300_000, 8 * MICROS_PER_SECOND)
+        self._fault(Fault.CORRUPT_READ, f"{victim.name}, blocks {bad} for {duration_us} µs")
+        victim.chain.damaged.update(bad)
+        self._queue.after(duration_us, partial(victim.disk.repair, bad))
 
     def _step_clock(self, random: Random) -> None:
         victim = random.choice(self._machines)

@@ -46,6 +46,8 @@ class Network:
         self._deliver = deliver
         self._random = scenario.stream("network")
         self._rates = scenario.rates()
+        # Each kind draws from a stream of its own: without one, the others strike as they did.
+        self._draws = {kind: scenario.stream(f"network {kind}") for kind in self._rates}
         self._cuts: Counter[Link] = Counter()
         self._last_due: dict[tuple[int, int, Lane], int] = {}
         self._old: deque[tuple[int, int, bytes]] = deque(maxlen=REMEMBERED)
@@ -94,7 +96,9 @@ class Network:
         self._queue.at(due_us, partial(self._arrive, source, target, raw))
         if self._happens(Fault.DUPLICATE):
             self.repeated = True
-            again_us = due_us + int(LATE_US * self._random.random() ** 3)  # most of them soon
+            again_us = due_us + int(
+                LATE_US * self._draws[Fault.DUPLICATE].random() ** 3
+            )  # most of them soon
             self._queue.at(again_us, partial(self._arrive, source, target, raw))
         if Fault.REPLAY in self._rates:
             self._replay(source, target, raw)
@@ -103,10 +107,10 @@ class Network:
         draw = self._random.random()
         due_us = self._queue.now_us + MIN_DELAY_US + int(draw * draw * self.jitter_us)
         if self._happens(Fault.DELAY):
-            due_us += self._random.randrange(LATE_US)
+            due_us += self._draws[Fault.DELAY].randrange(LATE_US)
         wire = (source, target, lane)
         if self._happens(Fault.REORDER):
-            return due_us + self._random.randrange(LATE_US // 10)
+            return due_us + self._draws[Fault.REORDER].randrange(LATE_US // 10)
         due_us = max(due_us, self._last_due.get(wire, 0))
         self._last_due[wire] = due_us
         return due_us
@@ -116,8 +120,9 @@ class Network:
         self._old.append((source, target, raw))
         if self._happens(Fault.REPLAY):
             self.repeated = True
-            old = self._random.choice(self._old)
-            delay_us = self._random.randrange(10 * LATE_US)
+            random = self._draws[Fault.REPLAY]
+            old = random.choice(self._old)
+            delay_us = random.randrange(10 * LATE_US)
             self._queue.after(delay_us, partial(self._arrive, *old))
 
     def _arrive(self, source: int, target: int, raw: bytes) -> None:
@@ -134,4 +139,4 @@ class Network:
 
     def _happens_quietly(self, kind: Fault) -> bool:
         rate = self._rates.get(kind, 0.0)
-        return rate > 0.0 and self._random.random() < rate
+        return rate > 0.0 and self._draws[kind].random() < rate

@@ -5,12 +5,14 @@ that run and against the one committed chain, which it writes down as members fi
 it demands is in `consensus.invariants` and, beyond that, what only the whole cluster can see: what
 a message promises is durable when it leaves, a leader has the votes of a majority, what is
 committed lies on the disks of a majority for ever, every saved block is sound, ids are unique, and
-a client hears only what is true. A breach raises AssertionError.
+a client hears only what is true: each receipt, each conflict, each row of each page and each place
+of an id, at the moment the node answers. A breach raises AssertionError.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, NamedTuple
 
 from consensus.block import verify_block
 from consensus.invariants import Snapshot, check_cluster, check_state, check_step
@@ -25,7 +27,7 @@ from consensus.messages import (
 )
 from consensus.quorum import majority_of
 from consensus.ready import Role
-from storage.recent import ids_of
+from storage.recent import Place, ids_of, user_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +41,15 @@ if TYPE_CHECKING:
     from node.outcomes import Receipt
 
 Seen = tuple[object, ...]
+
+
+class Page(NamedTuple):
+    """A question for a user's history, as the faces put it."""
+
+    user: str
+    after: Place | None
+    limit: int
+    newest_first: bool
 
 
 class Watch:
@@ -55,7 +66,8 @@ class Watch:
     ) -> None:
         self.committed = [genesis]
         self.on_elected: Callable[[Machine], None] = lambda _machine: None
-        self.places: dict[bytes, tuple[int, int]] = {}
+        self.places: dict[bytes, Place] = {}
+        self._histories: dict[bytes, list[Place]] = {}
         self._machines = machines
         self._voters = voters
         self._trace = trace
@@ -135,7 +147,9 @@ class Watch:
             self.committed.append(block)
             for position, wanted in enumerate(ids_of(block)):
                 assert wanted not in self.places, f"id {wanted.hex()} is committed twice"
-                self.places[wanted] = (index, position)
+                self.places[wanted] = place = Place(index, position)
+                user = user_of(block.transactions[position])
+                self._histories.setdefault(user, []).append(place)
         if known < commit_index:
             self._check_majority_holds()
 
@@ -265,19 +279,58 @@ class Watch:
     # What clients hear
 
     def acknowledged(self, machine: Machine, raw: bytes, receipt: Receipt) -> None:
-        """A receipt names a committed block, in which these very bytes stand at that place."""
+        """A receipt names a committed block, in which these very bytes stand at that place.
+
+        And the node that gives it has applied it: it answers for what is on its own disk.
+        """
         self._write_down(machine)
         assert receipt.index < len(self.committed), "acknowledged before it was committed"
         block = self.committed[receipt.index]
         assert block.hash == receipt.block_hash, "a receipt of another block than the committed"
         assert receipt.position < len(block.transactions), "a receipt beyond its block"
         assert block.transactions[receipt.position] == raw, "a receipt for other content"
+        applied_index = machine.running.applied_index
+        assert receipt.index <= applied_index, f"{machine.name} acknowledged before it applied"
 
     def may_read(self, machine: Machine, index: int, known: int) -> None:
-        """A read sees everything that anybody knew to be committed when it was asked for."""
+        """A read sees everything that anybody knew to be committed when it reached the node.
+
+        So it covers every receipt and every row that was told before it began (real-time order).
+        """
         applied_index = machine.running.applied_index
         assert index >= known, f"a stale read at {machine.name}: {index}, {known} was committed"
         assert applied_index >= index, f"a stale read at {machine.name}: {index} is not applied"
+
+    def page_read(self, machine: Machine, page: Page, rows: Sequence[tuple[Place, bytes]]) -> None:
+        """A page is the committed rows of its user through what the node has applied, and no other.
+
+        Contents, completeness and order at once. What is applied covers the read's own index.
+        """
+        self._write_down(machine)
+        places = self._histories.get(page.user.encode(), [])
+        places = places[: bisect_left(places, Place(machine.running.applied_index + 1, 0))]
+        if page.newest_first:
+            end = len(places) if page.after is None else bisect_left(places, page.after)
+            expected = places[max(0, end - page.limit) : end][::-1]
+        else:
+            start = 0 if page.after is None else bisect_right(places, page.after)
+            expected = places[start : start + page.limit]
+        told = [place for place, _ in rows]
+        assert told == expected, (
+            f"a page of {machine.name} is not the chain's: {_first_difference(told, expected)}"
+        )
+        for (index, position), raw in rows:
+            assert raw == self.committed[index].transactions[position], (
+                f"{machine.name} served other content than was committed in block {index}"
+            )
+
+    def looked_up(self, machine: Machine, wanted: bytes, place: Place | None) -> None:
+        """An id is found where it is committed, once that is applied, and nowhere else."""
+        self._write_down(machine)
+        known = self.places.get(wanted)
+        if known is not None and known.index > machine.running.applied_index:
+            known = None
+        assert place == known, f"{machine.name} finds id {wanted.hex()} at {place}, not at {known}"
 
     def refused_as_conflict(self, machine: Machine, wanted: bytes, raw: bytes) -> None:
         """A conflict is told only of an id that is committed with other content."""
@@ -287,3 +340,11 @@ class Watch:
         recorded = self.committed[index].transactions[position]
         assert recorded != raw, "a conflict with the same content"
         self._trace.coverage["conflicts answered"] += 1
+
+
+def _first_difference(told: Sequence[Place], expected: Sequence[Place]) -> str:
+    """Where two lists of places part, in words."""
+    for number, (one, other) in enumerate(zip(told, expected, strict=False)):
+        if one != other:
+            return f"row {number} is of {tuple(one)}, not of {tuple(other)}"
+    return f"{len(told)} rows, not {len(expected)}"

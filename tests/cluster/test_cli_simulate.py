@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.cli_simulate import SimulateOptions, parse_seeds, run_simulate
 from node.cli_errors import CommandError, ExitCode
 from tests.cluster.simulation.defects import DEFECTS
@@ -24,6 +27,7 @@ def options(folder: Path, **changed: object) -> SimulateOptions:
         "minutes": 0.05,
         "profile": "chaos",
         "clients": 3,
+        "without": (),
         "workers": 1,
         "trace_dir": folder,
         "as_json": False,
@@ -55,6 +59,23 @@ def test_a_violation_is_handed_over(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = trace.read_text().splitlines()
     assert "seed 0, 3 nodes" in lines[0]
     assert "VIOLATION" in lines[-1]
+
+
+def test_the_command_of_the_small_run_gives_it_again(tmp_path: Path) -> None:
+    """What is printed for the shrunk run is the very run, and fails only while the defect is in."""
+    defect = next(each for each in DEFECTS if each.name == "a restart forgets the vote")
+    campaign = "simulate --seeds 0:20 --minutes 0.2 --workers 1 --json"
+    folder = ["--trace-dir", str(tmp_path)]
+    with defect.planted():
+        first = CliRunner().invoke(app, [*shlex.split(campaign), *folder])
+        shrunk = json.loads(first.stdout)["shrunk"]
+        command = [*shlex.split(shrunk["replay"])[1:], *folder, "--json"]
+        again = CliRunner().invoke(app, command)
+    assert (ExitCode.FAILED, ExitCode.FAILED) == (first.exit_code, again.exit_code)
+    (repeated,) = json.loads(again.stdout)["violations"]
+    assert shrunk == repeated
+    assert command.count("--without") > 10
+    assert ExitCode.OK == CliRunner().invoke(app, command).exit_code
 
 
 def test_a_replay_writes_its_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

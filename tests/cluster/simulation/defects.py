@@ -17,6 +17,10 @@ import node.checkpointer
 import node.replica
 import storage.checkpoint
 import storage.checkpoint_rows
+import storage.rows
+from cluster.simulation.disk import Disk
+from cluster.simulation.index import SimulatedIndex
+from cluster.simulation.machine import Machine
 from consensus.block import Rule, Sealer
 from consensus.intake import Intake
 from consensus.leadership import Leadership
@@ -32,7 +36,7 @@ from node.status import AppliedBlocks
 from node.submissions import Waiting
 from storage.checkpoint import CheckpointStore
 from storage.memory import MemoryChain
-from storage.recent import Lookup
+from storage.recent import Lookup, RecentIndex
 from tests.cluster.simulation.checkpoint_plants import (
     alarms_at_once,
     appends_without_transaction,
@@ -76,6 +80,13 @@ from tests.cluster.simulation.core_plants import (
     unbounded_heartbeat,
     votes_again,
 )
+from tests.cluster.simulation.disk_plants import (
+    acknowledges_unapplied,
+    goes_on_without_room,
+    reports_unwritten,
+    saved_without_room,
+    takes_commit_for_applied,
+)
 from tests.cluster.simulation.node_plants import (
     acknowledges_sealed,
     forgets_tail,
@@ -83,6 +94,7 @@ from tests.cluster.simulation.node_plants import (
     recorded_whatever,
     refuses_what_fills,
     remembers_sealed,
+    repeats_last,
     settles_by_index,
     settles_whatever,
 )
@@ -100,7 +112,8 @@ class Defect:
     found_by: str
     profile: str = "chaos"
     nodes: int = 3
-    seeds: int = 10
+    seeds: int = 40
+    """Enough that an unlucky order of draws does not miss it; the search ends at the first find."""
     seconds: float = 30.0
 
     @contextmanager
@@ -164,7 +177,7 @@ DEFECTS: Final = (
         ".",
         "chaos",
         3,
-        60,
+        340,
     ),
     Defect(
         "a new leader seals no block of its term",
@@ -201,7 +214,7 @@ DEFECTS: Final = (
         ".",
         "chaos",
         3,
-        60,
+        90,
     ),
     Defect("appends of older terms are taken", ((Raft, "_accept_term", follows_old_terms),), "."),
     *(
@@ -270,7 +283,7 @@ DEFECTS: Final = (
     ),
     Defect(
         "a known id gets a receipt whatever its content",
-        ((node.replica, "_answer", replaced(recorded_whatever)),),
+        ((node.replica, "recorded_outcome", replaced(recorded_whatever)),),
         "other content",
     ),
     Defect(
@@ -288,8 +301,6 @@ DEFECTS: Final = (
         ((Replica, "_seal", remembers_sealed), (Replica, "_apply", settles_by_index)),
         "beyond its block|other content",
         "chaos",
-        3,
-        20,
     ),
     Defect(
         "the transaction that fills the queue is refused and taken",
@@ -369,5 +380,49 @@ DEFECTS: Final = (
         "a database that was away is left alone for a minute",
         ((Checkpointer, "_wait_for_database", gives_up_for_a_minute),),
         "lacks blocks",
+    ),
+    Defect(
+        "an index batch is reported before it is written",
+        ((SimulatedIndex, "apply", reports_unwritten),),
+        "not the chain's|finds id",
+        "disk",
+    ),
+    Defect(
+        "a restart takes what is committed for what is indexed",
+        (
+            (Machine, "_catch_up", replaced(lambda _self: True)),
+            (Raft, "__init__", takes_commit_for_applied),
+        ),
+        "not the chain's|finds id|twice",
+        "disk",
+    ),
+    Defect(
+        "a damaged block is served",
+        ((storage.rows, "check_content", replaced(lambda _block: None)),),
+        "served other content",
+        "disk",
+    ),
+    Defect(
+        "a full disk is acknowledged",
+        ((Disk, "_end", saved_without_room),),
+        "acknowledged unsaved|not on its disk|claims unsaved|there is no block",
+        "disk",
+    ),
+    Defect(
+        "a save refused by a full disk is forgotten",
+        ((Machine, "_stop", goes_on_without_room),),
+        "after healing",
+        "disk",
+        5,
+    ),
+    Defect(
+        "a receipt leaves before its block is applied",
+        ((Replica, "pump", acknowledges_unapplied),),
+        "before it applied",
+    ),
+    Defect(
+        "a page begins with the last row of the page before",
+        ((RecentIndex, "history", repeats_last),),
+        "not the chain's",
     ),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from node.outcomes import Receipt
-from storage.recent import ids_of
+from storage.recent import Place, ids_of
 
 # Exactly once, and what clients hear
 
@@ -106,3 +106,15 @@ def refuses_what_fills(right: Any) -> Any:
         return bool(taken and len(self) < self._limits.transactions)
 
     return add
+
+
+def repeats_last(right: Any) -> Any:
+    """The next page of an ascending history begins with the last row of the page before."""
+
+    def history(self: Any, user_id: str, *, after: Any, limit: int, newest_first: bool) -> Any:
+        if after is not None and not newest_first:
+            index, position = after
+            after = Place(index, position - 1) if position else Place(index - 1, 0xFFFF)
+        return right(self, user_id, after=after, limit=limit, newest_first=newest_first)
+
+    return history
