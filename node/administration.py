@@ -49,6 +49,8 @@ class Administration:
 
     async def add(self, member: Member, *, timeout_s: float) -> MadeChange:
         """Adds a learner. It becomes a voter by itself once it has caught up."""
+        self._refuse_follower()
+        self._refuse_taken(member)
         return await self._make(Change(ChangeKind.ADD, member), timeout_s)
 
     async def promote(self, name: str, *, timeout_s: float) -> MadeChange:
@@ -66,6 +68,7 @@ class Administration:
         self._refuse_follower()
         before = self.membership.named(name)
         after = Member(name, before.public_key, peer or before.peer, http or before.http)
+        self._refuse_taken(after, but=name)
         return await self._make(Change(ChangeKind.MOVE, after), timeout_s)
 
     async def transfer_leadership(self, to: str | None = None, *, timeout_s: float) -> str:
@@ -97,6 +100,16 @@ class Administration:
         """A follower's chain may be behind: what it does not know is for the leader to say."""
         if self._replica.raft.leadership is None:
             raise ChangeError(ChangeRefusal.NOT_LEADER, "this node does not lead")
+
+    def _refuse_taken(self, member: Member, *, but: str | None = None) -> None:
+        """The core refuses it as well, but cannot say whose it is."""
+        for one in self.membership.members:
+            if one.name == but:
+                continue
+            for what in ("name", "public_key", "peer"):
+                if getattr(one, what) == getattr(member, what):
+                    detail = f"{what}: is that of the member {one.name}"
+                    raise ChangeError(ChangeRefusal.INVALID, detail)
 
     async def _make(self, change: Change, timeout_s: float) -> MadeChange:
         settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

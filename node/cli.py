@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
+from node import VERSION
 from node.cli_errors import CommandError, ExitCode
-from node.cli_group import OneLineGroup
+from node.cli_group import IndexCommand, OneLineGroup
+from node.cli_member import member_app, transfer_leadership
 from node.cli_nodes import JsonOption, NodeOption, TimeoutOption, node_urls
 
 app = typer.Typer(
@@ -20,7 +22,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="BitNexus Ledger: a small replicated ledger. Every command takes --json for machines.",
 )
 node_app = typer.Typer(
     cls=OneLineGroup, no_args_is_help=True, help="Set up and run one node of a cluster."
@@ -49,6 +50,24 @@ InFlightOption = Annotated[
 ]
 _LEDGER = "The ledger"
 _OPERATION = "Operation"
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer's way to call it
+    if asked:
+        typer.echo(f"bitnexus {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def bitnexus(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """BitNexus Ledger: a small replicated ledger. Every command takes --json for machines."""
+    assert not version, "the version is shown before anything else"
 
 
 @app.command(rich_help_panel=_LEDGER)
@@ -148,7 +167,7 @@ def receipt(
     raise typer.Exit(code)
 
 
-@app.command(rich_help_panel=_LEDGER)
+@app.command(rich_help_panel=_LEDGER, cls=IndexCommand)
 def block(
     index: Annotated[str, typer.Argument(metavar="N|latest", help="Which block; genesis is 0.")],
     *,
@@ -217,6 +236,10 @@ def verify(
         timeout_s=timeout,
     )
     show_verdicts(verdicts, as_json=as_json)
+
+
+app.add_typer(member_app, name="member", rich_help_panel=_OPERATION)
+app.command("transfer-leadership", rich_help_panel=_OPERATION)(transfer_leadership)
 
 
 @node_app.command("init")

@@ -12,10 +12,12 @@ from consensus.block import InvalidTransactionError
 from node.cli_errors import CommandError, ExitCode
 from node.client import LedgerClient
 from node.client_errors import (
+    ChangeRefusedError,
     LedgerClientError,
     NotFoundError,
     RejectedError,
     UnavailableError,
+    UnknownChangeFateError,
     UnknownOutcomeError,
 )
 
@@ -53,18 +55,22 @@ def error_text(error: LedgerClientError | InvalidTransactionError) -> str:
     """The error in words, with what to do about it where that is known."""
     if isinstance(error, UnknownOutcomeError):
         return f"{error}; to find out, and to record it, run again with --id {error.transaction_id}"
+    if isinstance(error, UnknownChangeFateError):
+        return f"{error}; to find out: `bitnexus member list`"
     return str(error)
 
 
 def code_of(error: LedgerClientError | InvalidTransactionError) -> ExitCode:
     """The exit code that tells this error from others."""
     match error:
-        case UnknownOutcomeError():
+        case UnknownOutcomeError() | UnknownChangeFateError():
             return ExitCode.UNKNOWN_FATE
         case UnavailableError():
             return ExitCode.UNREACHABLE
         case NotFoundError():
             return ExitCode.NOT_FOUND
+        case ChangeRefusedError():
+            return ExitCode.CHANGE_REFUSED
         case RejectedError() | InvalidTransactionError():
             return ExitCode.REFUSED
         case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum, unique
+from typing import Final
 
 
 @unique
@@ -44,9 +45,10 @@ class ExitCode(IntEnum):
     REFUSED = 16
     """The ledger refused: bad input, or the id is taken by other content."""
     NOT_FOUND = 17
-    """There is no such block, or the transaction is not committed."""
+    """There is no such block or member, or the transaction is not committed."""
     UNKNOWN_FATE = 18
-    """No answer in time: it may be recorded. Ask again with the same id."""
+    """No answer in time: it may be recorded, or the cluster changed. Ask again with the same id, or
+    look at the members."""
     VERIFY_FAILED = 19
     """`verify` found something wrong."""
     OPTIMISED = 20
@@ -55,8 +57,16 @@ class ExitCode(IntEnum):
     """A file that must not be overwritten is there."""
     INPUT = 22
     """An input file is absent or a line of it is no transaction."""
+    CHANGE_REFUSED = 24
+    """The cluster does not make this change of its members, now or ever; the message says why."""
+    NOT_PROMOTED = 25
+    """`--wait-timeout` is over: the new member was added and does not vote yet."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C."""
+
+
+NO_INDEX: Final = "is neither a block's index, counted from 0, nor latest"
+"""What is said of what should name a block and does not."""
 
 
 class CommandError(Exception):

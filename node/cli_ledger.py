@@ -15,7 +15,7 @@ from msgspec import UNSET
 from node.api.json_input import read_submission
 from node.api.problems import ProblemError
 from node.cli_client import call
-from node.cli_errors import CommandError, ExitCode
+from node.cli_errors import NO_INDEX, CommandError, ExitCode
 from node.cli_output import one_line, print_fields, print_table, say, write_json
 from node.uuid7 import new_transaction_id
 
@@ -186,7 +186,7 @@ def _parse_index(text: str) -> int | Literal["latest"]:
     if text == _LATEST:
         return "latest"
     if not (text.isascii() and text.isdigit()):
-        raise CommandError(f"{text!r} is neither a block's index nor latest", ExitCode.USAGE)
+        raise CommandError(f"{text!r} {NO_INDEX}", ExitCode.USAGE)
     return int(text)
 
 

@@ -70,11 +70,12 @@ class Snapshot:
             "name": name,
             "reachable": True,
             "http": member.http,
-            "role": view.role,
+            "role": self._role(name, view),
             "term": view.term,
             "last_index": view.last_index,
             "commit_index": view.commit_index,
             "applied_index": view.applied_index,
+            "catching_up_to": view.catching_up_to,
             "alarms": view.alarms,
         }
 
@@ -82,9 +83,17 @@ class Snapshot:
         view = self.own.get(name)
         if view is None:
             return (name, "unreachable", "-", "-", "-", "-", http, "")
-        numbers = (view.term, view.last_index, view.commit_index, view.applied_index)
+        commit = str(view.commit_index)
+        if view.catching_up_to is not None:
+            commit += f" of {view.catching_up_to}"
+        numbers = (str(view.term), str(view.last_index), commit, str(view.applied_index))
         alarms = "; ".join(view.alarms) or "none"
-        return (name, view.role, *(str(number) for number in numbers), http, alarms)
+        return (name, self._role(name, view), *numbers, http, alarms)
+
+    def _role(self, name: str, view: Cluster) -> str:
+        """What a node says it is, or a learner: that it does not vote the others know best."""
+        learns = any(one.name == name and one.role == "learner" for one in self.best.members)
+        return "learner" if learns else view.role
 
 
 def show_status(urls: Sequence[str], *, watch: bool, timeout_s: float, as_json: bool) -> ExitCode:

@@ -24,23 +24,32 @@ from node.api.shapes import (
     BlockDetail,
     BlockPage,
     Cluster,
+    Handover,
     HistoryItem,
     HistoryPage,
+    MemberList,
+    MembersChanged,
+    NewAddresses,
     NewBatch,
+    NewLeader,
+    NewMember,
     NewTransaction,
     Problem,
     Receipt,
     ReceiptLookup,
     read_outcome,
 )
+from node.client_changes import make_change
 from node.client_errors import (
     BatchError,
+    ChangeRefusedError,
     ConflictError,
     LedgerClientError,
     NotFoundError,
     ProtocolError,
     RejectedError,
     UnavailableError,
+    UnknownChangeFateError,
     UnknownOutcomeError,
 )
 from node.client_nodes import (
@@ -63,6 +72,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchError",
+    "ChangeRefusedError",
     "ConflictError",
     "LedgerClient",
     "LedgerClientError",
@@ -72,6 +82,7 @@ __all__ = [
     "Receipt",
     "RejectedError",
     "UnavailableError",
+    "UnknownChangeFateError",
     "UnknownOutcomeError",
 ]
 
@@ -80,6 +91,8 @@ DEFAULT_ATTEMPT_TIMEOUT_S: Final = 5.0
 
 _LEDGER: Final = "/api/v1/ledger/"
 _TRANSACTIONS: Final = _LEDGER + "transactions"
+_CLUSTER: Final = "/api/v1/cluster"
+_MEMBERS: Final = _CLUSTER + "/members"
 _OK: Final = range(200, 300)
 _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
@@ -242,7 +255,69 @@ class LedgerClient:
 
     async def cluster(self) -> Cluster:
         """Return the cluster as the node that answers sees it."""
-        return await self._get("/api/v1/cluster", Cluster, {})
+        return await self._get(_CLUSTER, Cluster, {})
+
+    async def members(self) -> MemberList:
+        """Return the members, and who leads, as the node that answers sees them."""
+        return await self._get(_MEMBERS, MemberList, {})
+
+    async def add_member(
+        self, *, name: str, public_key: str, peer: str, http: str, timeout_s: float | None = None
+    ) -> MembersChanged:
+        """Add a member: it learns, and becomes a voter by itself once it has caught up.
+
+        Raises of this and of every other change:
+            ChangeRefusedError, NotFoundError, RejectedError: nothing is changed.
+            UnavailableError: no leader was found in time; nothing is changed.
+            UnknownChangeFateError: no answer came in time; it may be changed.
+        """
+        new = NewMember(name=name, public_key=public_key, peer=peer, http=http)
+        return await self._change("POST", _MEMBERS, MembersChanged, new, timeout_s)
+
+    async def remove_member(self, name: str, *, timeout_s: float | None = None) -> MembersChanged:
+        """Remove a member for good: its key never comes back."""
+        path = f"{_MEMBERS}/{_segment(name)}"
+        return await self._change("DELETE", path, MembersChanged, None, timeout_s)
+
+    async def promote_member(self, name: str, *, timeout_s: float | None = None) -> MembersChanged:
+        """Make a learner that has caught up a voter now."""
+        path = f"{_MEMBERS}/{_segment(name)}/promote"
+        return await self._change("POST", path, MembersChanged, None, timeout_s)
+
+    async def move_member(
+        self,
+        name: str,
+        *,
+        peer: str | None = None,
+        http: str | None = None,
+        timeout_s: float | None = None,
+    ) -> MembersChanged:
+        """Give a member other addresses; None keeps the one it has."""
+        new = NewAddresses(
+            peer=UNSET if peer is None else peer, http=UNSET if http is None else http
+        )
+        path = f"{_MEMBERS}/{_segment(name)}"
+        return await self._change("PATCH", path, MembersChanged, new, timeout_s)
+
+    async def transfer_leadership(
+        self, to: str | None = None, *, timeout_s: float | None = None
+    ) -> str:
+        """Hand the leadership to the voter `to`, or to whoever is closest; return who leads."""
+        path, wanted = f"{_CLUSTER}/transfer-leadership", Handover(to=UNSET if to is None else to)
+        return (await self._change("POST", path, NewLeader, wanted, timeout_s)).leader
+
+    async def _change(
+        self,
+        method: str,
+        path: str,
+        shape: type[_Shape],
+        body: msgspec.Struct | None,
+        timeout_s: float | None,
+    ) -> _Shape:
+        """Make a change at whichever node leads."""
+        content = None if body is None else msgspec.json.encode(body)
+        request = Request(method, path, content, is_timed=True)
+        return _decode(await make_change(self._nodes, request, self._course(timeout_s)), shape)
 
     async def _get(
         self,
@@ -361,10 +436,12 @@ def _lost(identifier: UUID, error: OutOfTimeError) -> LedgerClientError:
 
 
 def _refusal(problem: Problem) -> RejectedError:
-    if problem.status == _CONFLICT:
-        return ConflictError(problem)
     if problem.status == _NOT_FOUND:
         return NotFoundError(problem)
+    if problem.reason is not None:
+        return ChangeRefusedError(problem, problem.reason)
+    if problem.status == _CONFLICT:
+        return ConflictError(problem)
     return RejectedError(problem)
 
 

@@ -30,7 +30,15 @@ class ConflictError(RejectedError):
 
 
 class NotFoundError(RejectedError):
-    """There is no such block."""
+    """There is no such block, or no such member."""
+
+
+class ChangeRefusedError(RejectedError):
+    """The cluster does not make this change, now or ever; `reason` is one word for why."""
+
+    def __init__(self, problem: Problem, reason: str) -> None:
+        super().__init__(problem)
+        self.reason = reason
 
 
 class UnavailableError(LedgerClientError):
@@ -43,6 +51,10 @@ class UnknownOutcomeError(LedgerClientError):
     def __init__(self, transaction_id: UUID, detail: str) -> None:
         super().__init__(f"transaction {transaction_id} may be recorded: {detail}")
         self.transaction_id = transaction_id
+
+
+class UnknownChangeFateError(LedgerClientError):
+    """A change of the cluster may be made, or not. Look at the members to find out."""
 
 
 class BatchError(LedgerClientError):

@@ -35,7 +35,8 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
 _TOO_MANY: Final = 429
-_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""After these the node has heard nothing of the request."""
 _NOT_RECORDED: Final = frozenset(
     TYPE_PREFIX + kind
     for kind in (ProblemKind.QUEUE_FULL, ProblemKind.UNAVAILABLE, ProblemKind.TOO_SLOW)
@@ -106,17 +107,22 @@ class Nodes:
         while True:
             url = self._urls[course.begin()]
             try:
-                response = await self._attempt(url, request, course.attempt_s())
+                response = await self.attempt(url, request, course.attempt_s())
             except httpx.RequestError as error:
                 detail = f"{url}: {type(error).__name__} {error}".rstrip()
-                failure = Failure(detail, not isinstance(error, _NOT_SENT))
+                failure = Failure(detail, not isinstance(error, NOT_SENT))
             else:
                 if is_final(response):
                     return response
                 failure = failure_of(problem_of(response))
             await course.go_on(failure)
 
-    async def _attempt(self, url: str, request: Request, attempt_s: float) -> httpx.Response:
+    def url(self, node: int) -> str:
+        """Return where a node is."""
+        return self._urls[node]
+
+    async def attempt(self, url: str, request: Request, attempt_s: float) -> httpx.Response:
+        """Make a request at one node, once; raises httpx.RequestError."""
         parameters = dict(request.parameters)
         if request.is_timed:
             parameters["timeout_ms"] = str(min(MAX_TIMEOUT_MS, max(1, int(attempt_s * 1000))))
@@ -149,8 +155,11 @@ class Course:
 
     def attempt_s(self) -> float:
         """Return how long the attempt that begins now may take."""
-        left_s = self._deadline - self._loop.time()
-        return max(_SHORTEST_ATTEMPT_S, min(self._nodes.attempt_timeout_s, left_s))
+        return min(self.left_s(), max(_SHORTEST_ATTEMPT_S, self._nodes.attempt_timeout_s))
+
+    def left_s(self) -> float:
+        """Return how long an attempt may take that is the last in any case."""
+        return max(_SHORTEST_ATTEMPT_S, self._deadline - self._loop.time())
 
     async def go_on(self, failure: Failure) -> None:
         """Prepare the next attempt: another node, or a pause. Raises OutOfTimeError."""

@@ -15,11 +15,14 @@ from msgspec import UNSET
 
 from consensus.block import Header, decode_transaction
 from node.api import shapes
+from node.outcomes import MemberStatus
 from node.uuid7 import uuid_text
 
 if TYPE_CHECKING:
     from consensus.block import Block
-    from node.outcomes import ClusterStatus, HistoryRow, MemberStatus, Receipt, ReceiptStatus
+    from consensus.membership import Member
+    from node.administration import MadeChange
+    from node.outcomes import ClusterStatus, HistoryRow, Receipt, ReceiptStatus
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PAYLOAD_DECODER: Final = msgspec.msgpack.Decoder(Any)
@@ -92,9 +95,40 @@ def cluster_answer(status: ClusterStatus) -> shapes.Cluster:
         last_index=status.last_index,
         commit_index=status.commit_index,
         applied_index=status.applied_index,
+        catching_up_to=status.catching_up_to,
         members=[_member(member) for member in status.members],
         alarms=list(status.alarms),
     )
+
+
+def members_answer(status: ClusterStatus) -> shapes.MemberList:
+    """Return the members alone as they are sent."""
+    members = [_member(member) for member in status.members]
+    return shapes.MemberList(node=status.node, leader=status.leader, members=members)
+
+
+def change_answer(made: MadeChange, status: ClusterStatus) -> shapes.MembersChanged:
+    """Return a change that is committed as it is sent.
+
+    The members are those that the change made, whatever was changed since; who leads, and how far
+    each has come, is as of now.
+    """
+    known = {seen.member.public_key: seen.match_index for seen in status.members}
+    members = [
+        _member(
+            MemberStatus(member, _role(member, made, status.leader), known.get(member.public_key))
+        )
+        for member in made.membership.members
+    ]
+    return shapes.MembersChanged(
+        index=made.index, block_hash=made.block_hash.hex(), members=members
+    )
+
+
+def _role(member: Member, made: MadeChange, leader: str | None) -> str:
+    if member.public_key in made.membership.learners:
+        return "learner"
+    return "leader" if member.name == leader else "follower"
 
 
 def _state_text(status: ReceiptStatus) -> Literal["committed", "pending", "unknown"]:

@@ -17,8 +17,10 @@ import falcon
 import falcon.asgi
 import structlog
 
+from node.api.body import ClientGoneError, Incoming, check_lengths, check_type, read_body
 from node.api.explorer import load_explorer
 from node.api.face import Asked, Face
+from node.api.host import refuse_other_origin
 from node.api.openapi import make_document
 from node.api.problems import (
     HANDLED_ERRORS,
@@ -31,16 +33,17 @@ from node.api.problems import (
 )
 from node.api.query import decode_percent, parse_query
 from node.api.reply import Reply, send_reply
-from node.api.routes import ROUTES, SUBMIT_PATH, Route
-from node.api.submit import ClientGoneError, answer_submit
+from node.api.routes import ROUTES, SUBMIT_PATH
+from node.api.submit import answer_submit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from types import TracebackType
 
     from node.api.face import Handler
     from node.api.interface import LedgerNode
     from node.api.reply import Event, Receive, Scope, Send
+    from node.api.route import Route
     from node.api.shapes import Problem
 
 _API_VERSION: Final = "1.0.0"
@@ -50,6 +53,10 @@ _ALLOW_SUBMIT: Final = ((b"allow", b"POST, OPTIONS"),)
 _READ_HEADERS: Final = ((b"x-content-type-options", b"nosniff"),)
 _NEVER_KEPT: Final = (b"cache-control", b"no-store")
 _CACHE_CONTROL: Final = b"cache-control"
+_INCOMING: Final = "bitnexus.incoming"
+"""Where the request's scope holds what arrives of it."""
+_GET: Final = "GET"
+_MAX_CHANGE_BYTES: Final = 16 << 10
 
 _STOPPING: Final = make_problem(ProblemKind.UNAVAILABLE, "this node is stopping", retry_after_s=1)
 _STOPPING_SUBMIT: Final = make_problem(
@@ -57,9 +64,13 @@ _STOPPING_SUBMIT: Final = make_problem(
     "unknown: this node is stopping, and what was sent may be recorded; retry with the same id",
     retry_after_s=1,
 )
+_STOPPING_CHANGE: Final = make_problem(
+    ProblemKind.UNKNOWN,
+    "unknown: this node is stopping, and what was asked may be done; list the members to find out",
+)
 _INTERNAL: Final = make_problem(
     ProblemKind.INTERNAL,
-    "this node is at fault and has logged why; a transaction that was sent may be recorded",
+    "this node is at fault and has logged why; what was sent may be recorded or done",
 )
 
 _log: Final = structlog.get_logger(__name__)
@@ -88,7 +99,7 @@ class Application:
         """Answer one request."""
         assert scope["type"] == "http"
         is_submit = scope["raw_path"] == _SUBMIT_RAW_PATH
-        stopping = _STOPPING_SUBMIT if is_submit else _STOPPING
+        stopping = _STOPPING_SUBMIT if is_submit else _stopping(scope["method"])
         async with _Boundary(self._face, send, stopping, self._on_fault) as boundary:
             refusal = self._refusal(scope)
             if refusal is not None:
@@ -96,7 +107,8 @@ class Application:
             elif is_submit:
                 await self._submit(scope, receive, boundary)
             else:
-                await self._falcon(_raw_scope(scope), receive, boundary.send)
+                incoming = Incoming(receive)
+                await self._falcon(_inner_scope(scope, incoming), incoming.first, boundary.send)
 
     def _refusal(self, scope: Scope) -> Reply | None:
         """The answer to a request that no handler should see."""
@@ -116,8 +128,6 @@ class Application:
             reply = await answer_submit(self._face.node, scope, receive)
         except HANDLED_ERRORS as error:
             reply = error_reply(error)
-        except ClientGoneError:
-            return
         await boundary.reply(reply)
 
 
@@ -154,6 +164,8 @@ class _Boundary:
     ) -> bool:
         if fault is None:
             return False
+        if isinstance(fault, ClientGoneError):
+            return True
         if isinstance(fault, asyncio.CancelledError):
             await self._answer(self._stopping)
             return True
@@ -187,23 +199,49 @@ class _Boundary:
 
 
 class _Resource:
-    """One path of the table as Falcon wants it. HEAD is GET without the body, as everywhere."""
+    """One path of the table as Falcon wants it: an `on_` for each method that works there.
 
-    def __init__(self, face: Face, route: Route, handler: Handler) -> None:
-        self._face = face
-        self._route = route
-        self._handler = handler
+    HEAD is GET without the body, as everywhere.
+    """
 
-    async def on_get(
-        self, request: falcon.asgi.Request, response: falcon.asgi.Response, **parts: str
+    def __init__(self, face: Face, routes: Iterable[Route]) -> None:
+        for route in routes:
+            assert route.handler is not None
+            respond = _responder(face, route, route.handler)
+            setattr(self, f"on_{route.method.lower()}", respond)
+            if route.method == _GET:
+                self.on_head = respond
+
+
+def _responder(face: Face, route: Route, handler: Handler) -> Callable[..., Awaitable[None]]:
+    """Return what answers a call with what its handler makes of the request."""
+
+    async def respond(
+        request: falcon.asgi.Request, response: falcon.asgi.Response, **parts: str
     ) -> None:
-        """Answer with what the handler makes of the request."""
+        scope = request.scope
         path = {name: _decode_part(name, part) for name, part in parts.items()}
-        query = parse_query(request.scope["query_string"], self._route.parameters)
-        answer = self._handler(self._face, Asked(path, query))
+        query = parse_query(scope["query_string"], route.parameters)
+        body = b"" if route.method == _GET else await _read_change(scope, route)
+        answer = handler(face, Asked(path, query, scope, body))
         _fill(response, answer if isinstance(answer, Reply) else await answer)
 
-    on_head = on_get
+    return respond
+
+
+async def _read_change(scope: Scope, route: Route) -> bytes:
+    """Return the body of a call that changes something.
+
+    Raises ProblemError where the call may not have that body, or another site's page sent it.
+    """
+    refuse_other_origin(scope)
+    check_lengths(scope["headers"], limit_bytes=_MAX_CHANGE_BYTES)
+    body = await read_body(scope[_INCOMING], limit_bytes=_MAX_CHANGE_BYTES)
+    if body and not route.body:
+        raise fault_error(ProblemKind.INVALID_REQUEST, "body", "must not be there")
+    if body or (route.body and route.is_body_required):
+        check_type(scope["headers"])
+    return body
 
 
 @cache
@@ -217,10 +255,12 @@ def _make_falcon(face: Face) -> falcon.asgi.App[Any, Any]:
     for kind in HANDLED_ERRORS:
         app.add_error_handler(kind, _answer_error)
     app.add_error_handler(Exception, _raise_error)
+    routes: dict[str, list[Route]] = {}
     for route in ROUTES:
         if route.handler is not None:
-            assert route.method == "GET"
-            app.add_route(route.path, _Resource(face, route, route.handler))
+            routes.setdefault(route.path, []).append(route)
+    for path, of_path in routes.items():
+        app.add_route(path, _Resource(face, of_path))
     return app
 
 
@@ -271,9 +311,13 @@ def _fill(response: falcon.Response, reply: Reply) -> None:
         response.set_header(name.decode("ascii"), value.decode("ascii"))
 
 
-def _raw_scope(scope: Scope) -> dict[str, Any]:
+def _inner_scope(scope: Scope, incoming: Incoming) -> dict[str, Any]:
     """Let Falcon match the path as it was sent: a user id may hold an encoded slash."""
-    return {**scope, "path": scope["raw_path"].decode("ascii", "replace")}
+    return {**scope, "path": scope["raw_path"].decode("ascii", "replace"), _INCOMING: incoming}
+
+
+def _stopping(method: str) -> Problem:
+    return _STOPPING if method in {_GET, "HEAD", "OPTIONS"} else _STOPPING_CHANGE
 
 
 def _decode_part(name: str, part: str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from node.api.explorer import Explorer
     from node.api.interface import LedgerNode
     from node.api.query import Query
+    from node.api.reply import Scope
 
 
 class AnswerCounts:
@@ -43,10 +44,15 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked: the parts of the path by name, decoded, and the query."""
+    """What was asked: the parts of the path by name, decoded, the query, and the body of a change.
+
+    `scope` is the request as it came, for answers that send the client elsewhere.
+    """
 
     path: Mapping[str, str]
     query: Query
+    scope: Scope
+    body: bytes = b""
 
 
 Handler: TypeAlias = Callable[[Face, Asked], Reply | Awaitable[Reply]]

@@ -20,6 +20,28 @@ if TYPE_CHECKING:
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/@ ]+)(:[0-9]{0,5})?")
 
 
+def refuse_other_origin(scope: Scope) -> None:
+    """Raise ProblemError for a change that a web page of another origin asks for.
+
+    A browser lets any page send such a call where it needs no leave (a POST without a body), and
+    names the page's origin with it. Programs that are no browser send none.
+    """
+    origins = [value for name, value in scope["headers"] if name == b"origin"]
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    # Without its scheme: a proxy in front may speak TLS, and nobody else's page has this host.
+    sites = [origin.partition(b"://")[2].lower() for origin in origins]
+    if sites and sites != [host.lower() for host in hosts]:
+        detail = "Origin names another site than Host"
+        raise ProblemError(make_problem(ProblemKind.CROSS_ORIGIN, detail))
+
+
+def host_name(scope: Scope) -> str | None:
+    """Return the name by which the client reached this server, without port and brackets."""
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    match = _HOST.fullmatch(hosts[0]) if hosts else None
+    return None if match is None else match[1].strip("[]")
+
+
 class HostCheck:
     """Checks the Host of each request."""
 

@@ -11,8 +11,39 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from consensus.block import Block
+    from consensus.membership import Member
+    from node.administration import MadeChange
     from node.outcomes import ClusterStatus, HistoryRow, Outcome, ReceiptStatus, Wait
     from storage.recent import Place
+
+
+class ClusterCalls(Protocol):
+    """The calls that change the cluster, as `node.administration.Administration` has them.
+
+    Each may raise ChangeError, as `not-leader` where this node does not lead.
+    """
+
+    async def add(self, member: Member, *, timeout_s: float) -> MadeChange:
+        """Add a learner; raises UnknownChangeError, as all changes do."""
+        ...
+
+    async def promote(self, name: str, *, timeout_s: float) -> MadeChange:
+        """Make a learner a voter."""
+        ...
+
+    async def remove(self, name: str, *, timeout_s: float) -> MadeChange:
+        """Remove a member."""
+        ...
+
+    async def move(
+        self, name: str, *, peer: str | None, http: str | None, timeout_s: float
+    ) -> MadeChange:
+        """Give a member other addresses."""
+        ...
+
+    async def transfer_leadership(self, to: str | None = None, *, timeout_s: float) -> str:
+        """Hand over and return who leads then; raises NoLeaderError."""
+        ...
 
 
 class LedgerNode(Protocol):
@@ -41,6 +72,11 @@ class LedgerNode(Protocol):
     @property
     def metrics(self) -> Mapping[str, int]:
         """The node's counters by name."""
+        ...
+
+    @property
+    def administration(self) -> ClusterCalls:
+        """The calls that change the cluster."""
         ...
 
     async def submit(

@@ -73,7 +73,7 @@ _ONE_DECODER: Final = msgspec.json.Decoder(_Incoming)
 _SLICE_DECODER: Final = msgspec.json.Decoder(list[_Incoming])
 _ENCODER: Final = msgspec.json.Encoder()
 
-_DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SYNTAX: Final = (ProblemKind.INVALID_CONTENT, ProblemKind.INVALID_JSON)
 _BEGINS_BATCH: Final = re.compile(rb'[ \t\r\n]*+\{[ \t\r\n]*+"transactions"')
 _LOCATED: Final = re.compile(r"^(?P<detail>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -107,7 +107,7 @@ async def read_submission(body: bytes, new_id: Callable[[], bytes]) -> Submissio
     except RecursionError as error:
         # A text nested nearly as deep as the interpreter allows is decoded, and then some other
         # step needs one frame more. Far beyond the depth allowed, whatever step it was.
-        raise _explain(body, error, "$", _depth_around(body)) from None
+        raise explain(body, error, "$", _depth_around(body)) from None
 
 
 def _depth_around(body: bytes) -> int:
@@ -117,11 +117,11 @@ def _depth_around(body: bytes) -> int:
 async def _read(body: bytes, new_id: Callable[[], bytes]) -> Submission:
     try:
         head = (_EITHER_DECODER if len(body) <= MAX_TEXT_BYTES else _BATCH_DECODER).decode(body)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         if len(body) > MAX_TEXT_BYTES and not _BEGINS_BATCH.match(body):
             detail = f"has {len(body)} bytes of JSON; one transaction has at most {MAX_TEXT_BYTES}"
             raise _too_large("$", detail) from None
-        raise _explain(body, error, "$", _depth_around(body)) from None
+        raise explain(body, error, "$", _depth_around(body)) from None
     if head.transactions is UNSET:
         assert isinstance(head, _Either)
         return Submission(is_batch=False, transactions=[_read_single(head, body, new_id)])
@@ -209,13 +209,13 @@ def _decode_slice(first: int, texts: Sequence[msgspec.Raw]) -> list[_Incoming]:
     """Decode a slice in one call, and on a fault each alone to find the one at fault."""
     try:
         return _SLICE_DECODER.decode(b"[" + b",".join(texts) + b"]")
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         for position, text in enumerate(texts, first):
             try:
                 _ONE_DECODER.decode(text)
-            except _DECODE_ERRORS as own_error:
+            except DECODE_ERRORS as own_error:
                 path = f"$.transactions[{position}]"
-                raise _explain(bytes(text), own_error, path, _SINGLE_DEPTH) from None
+                raise explain(bytes(text), own_error, path, _SINGLE_DEPTH) from None
         if isinstance(error, RecursionError):
             raise  # one container deeper than the transaction alone
         raise AssertionError("a slice is refused and each of its transactions is not") from error
@@ -287,7 +287,7 @@ def _too_large(path: str, detail: str) -> ProblemError:
     return fault_error(ProblemKind.TOO_LARGE, path, detail)
 
 
-def _explain(text: bytes, error: Exception, path: str, depth_around: int) -> ProblemError:
+def explain(text: bytes, error: Exception, path: str, depth_around: int) -> ProblemError:
     """Return the problem for a text that msgspec refused, with the place of the fault."""
     is_typed = isinstance(error, msgspec.ValidationError)
     if not is_typed or "out of range" in str(error):

@@ -5,6 +5,7 @@ Relies on msgspec for the JSON Schema of the shapes.
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from node.api.query import Parameter
-    from node.api.routes import Answer, Route
+    from node.api.route import Answer, Route
 
 _REF_TEMPLATE: Final = "#/components/schemas/{name}"
 _RETRY_STATUSES: Final = frozenset({429, 503})
 _DESCRIPTION: Final = """\
-A replicated ledger. Every node answers every call. Hashes, keys and signatures are lower-case hex,
+A replicated ledger. Every node answers every call; changes of the cluster are made by the node
+that leads, to which the others redirect. Hashes, keys and signatures are lower-case hex,
 ids are UUID text, times are RFC 3339 in UTC with microseconds. Errors are problem details
 (RFC 9457); a retry with the same transaction id is always safe.
 """
@@ -72,7 +74,7 @@ def _operation(route: Route, schemas: dict[type, dict[str, Any]]) -> dict[str, A
         operation["parameters"] = parameters
     if route.body:
         content = {JSON.decode("ascii"): {"schema": _any_of(route.body, schemas)}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": route.is_body_required, "content": content}
     return operation
 
 
@@ -82,6 +84,14 @@ def _response(answer: Answer, schemas: dict[type, dict[str, Any]]) -> dict[str, 
         "description": answer.description,
         "content": {answer.media_type: {"schema": schema}},
     }
+    if answer.status == HTTPStatus.TEMPORARY_REDIRECT:
+        response["headers"] = {
+            "Location": {
+                "description": "The same call at the node that leads",
+                "required": True,
+                "schema": {"type": "string", "format": "uri"},
+            }
+        }
     if answer.status in _RETRY_STATUSES:
         response["headers"] = {
             "Retry-After": {

@@ -10,9 +10,18 @@ from enum import StrEnum, unique
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, assert_never
 
+import msgspec
+
+from consensus.changes import ChangeError, ChangeRefusal
 from node.api.reply import PROBLEM_JSON, Reply, encode_json
 from node.api.shapes import Fault, Problem
-from node.outcomes import LedgerError, NoLeaderError, Refusal, RefusalReason
+from node.outcomes import (
+    LedgerError,
+    NoLeaderError,
+    Refusal,
+    RefusalReason,
+    UnknownChangeError,
+)
 from node.uuid7 import uuid_text
 from storage.errors import BlockNotFoundError, DamagedBlockError
 
@@ -42,6 +51,11 @@ class ProblemKind(StrEnum):
     UNKNOWN = "unknown"
     UNAVAILABLE = "unavailable"
     NO_LEADER = "no-leader"
+    NOT_LEADER = "not-leader"
+    CROSS_ORIGIN = "cross-origin"
+    UNKNOWN_MEMBER = "unknown-member"
+    INVALID_CHANGE = "invalid-change"
+    CHANGE_REFUSED = "change-refused"
 
 
 _MEANING: Final[dict[ProblemKind, tuple[HTTPStatus, str]]] = {
@@ -73,9 +87,17 @@ _MEANING: Final[dict[ProblemKind, tuple[HTTPStatus, str]]] = {
     ),
     ProblemKind.QUEUE_FULL: (HTTPStatus.TOO_MANY_REQUESTS, "The queue is full"),
     ProblemKind.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "The node is at fault"),
-    ProblemKind.UNKNOWN: (HTTPStatus.SERVICE_UNAVAILABLE, "It may be recorded, or not"),
+    ProblemKind.UNKNOWN: (HTTPStatus.SERVICE_UNAVAILABLE, "It may be done, or not"),
     ProblemKind.UNAVAILABLE: (HTTPStatus.SERVICE_UNAVAILABLE, "This node cannot do that now"),
     ProblemKind.NO_LEADER: (HTTPStatus.SERVICE_UNAVAILABLE, "The cluster has no leader now"),
+    ProblemKind.NOT_LEADER: (HTTPStatus.TEMPORARY_REDIRECT, "Another node leads"),
+    ProblemKind.CROSS_ORIGIN: (HTTPStatus.FORBIDDEN, "Another site's page may not do that"),
+    ProblemKind.UNKNOWN_MEMBER: (HTTPStatus.NOT_FOUND, "There is no such member"),
+    ProblemKind.INVALID_CHANGE: (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "The change makes no sense for these members",
+    ),
+    ProblemKind.CHANGE_REFUSED: (HTTPStatus.CONFLICT, "The change is not made"),
 }
 
 _KIND_OF_REASON: Final = {
@@ -84,6 +106,19 @@ _KIND_OF_REASON: Final = {
     RefusalReason.UNKNOWN: ProblemKind.UNKNOWN,
     RefusalReason.UNAVAILABLE: ProblemKind.UNAVAILABLE,
 }
+_KIND_OF_CHANGE: Final = {
+    ChangeRefusal.UNKNOWN_MEMBER: ProblemKind.UNKNOWN_MEMBER,
+    ChangeRefusal.INVALID: ProblemKind.INVALID_CHANGE,
+}
+"""All others are CHANGE_REFUSED."""
+PASSING_REASONS: Final = frozenset(
+    {
+        ChangeRefusal.TRANSFER_UNDER_WAY,
+        ChangeRefusal.CHANGE_UNDER_WAY,
+        ChangeRefusal.NO_COMMIT_IN_TERM,
+    }
+)
+"""Refusals that pass by themselves within moments: asking again is the thing to do."""
 assert set(_MEANING) == set(ProblemKind)
 assert set(_KIND_OF_REASON) == set(RefusalReason)
 
@@ -142,6 +177,14 @@ def refusal_problem(refusal: Refusal) -> Problem:
     )
 
 
+def change_problem(error: ChangeError) -> Problem:
+    """Return what a change of the members that is not made is answered with."""
+    kind = _KIND_OF_CHANGE.get(error.reason, ProblemKind.CHANGE_REFUSED)
+    retry_after_s = _RETRY_AFTER_S if error.reason in PASSING_REASONS else None
+    problem = make_problem(kind, error.detail, retry_after_s=retry_after_s)
+    return msgspec.structs.replace(problem, reason=error.reason.value)
+
+
 def problem_reply(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
     """Return a problem as the whole answer, with Retry-After where waiting helps."""
     if problem.retry_after_s is not None:
@@ -150,7 +193,7 @@ def problem_reply(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = (
 
 
 def error_reply(
-    error: ProblemError | LedgerError | BlockNotFoundError | DamagedBlockError,
+    error: ProblemError | LedgerError | ChangeError | BlockNotFoundError | DamagedBlockError,
 ) -> Reply:
     """Return the answer to an error that a handler may raise."""
     match error:
@@ -159,6 +202,11 @@ def error_reply(
         case NoLeaderError():
             detail = f"{error}; ask again, or read with consistency=local"
             return _retry_reply(ProblemKind.NO_LEADER, detail)
+        case UnknownChangeError():
+            detail = f"unknown: {error}; list the members to find out"
+            return problem_reply(make_problem(ProblemKind.UNKNOWN, detail))
+        case ChangeError():
+            return problem_reply(change_problem(error))
         case LedgerError():
             return _retry_reply(ProblemKind.UNAVAILABLE, str(error))
         case BlockNotFoundError():
@@ -169,7 +217,13 @@ def error_reply(
             assert_never(error)
 
 
-HANDLED_ERRORS: Final = (ProblemError, LedgerError, BlockNotFoundError, DamagedBlockError)
+HANDLED_ERRORS: Final = (
+    ProblemError,
+    LedgerError,
+    ChangeError,
+    BlockNotFoundError,
+    DamagedBlockError,
+)
 """What `error_reply` takes. Anything else that a handler raises is the node's own fault."""
 
 

@@ -18,6 +18,7 @@ from node.api.answers import (
     cluster_answer,
     history_item,
     lookup_answer,
+    members_answer,
 )
 from node.api.cursor import CursorError, decode_cursor, encode_cursor
 from node.api.problems import ProblemError, ProblemKind, fault_error, make_problem
@@ -120,6 +121,11 @@ async def read_blocks(face: Face, asked: Asked) -> Reply:
 def read_cluster(face: Face, _asked: Asked) -> Reply:
     """Answer with the cluster as this node sees it."""
     return json_reply(_OK, cluster_answer(face.node.status()))
+
+
+def read_members(face: Face, _asked: Asked) -> Reply:
+    """Answer with the members alone, as this node sees them."""
+    return json_reply(_OK, members_answer(face.node.status()))
 
 
 async def _barrier(node: LedgerNode, query: Query) -> int:

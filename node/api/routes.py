@@ -6,12 +6,12 @@ it in front of Falcon (`submit`), but it is routed and documented from this tabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from node.api import shapes
+from node.api.change_routes import CHANGE_ROUTES
 from node.api.health import read_live, read_metrics, read_ready
 from node.api.reads import (
     BLOCKS_PARAMETERS,
@@ -23,52 +23,22 @@ from node.api.reads import (
     read_history,
     read_receipt,
 )
-from node.api.reply import JSON, PROBLEM_JSON, Reply
+from node.api.reply import Reply
+from node.api.route import PROBLEM_TYPE, Answer, Route, refusal
 from node.api.submit import SUBMIT_PARAMETERS
 
 if TYPE_CHECKING:
-    from node.api.face import Asked, Face, Handler
-    from node.api.query import Parameter
+    from node.api.face import Asked, Face
 
 SUBMIT_PATH: Final = "/api/v1/ledger/transactions"
 _HTML: Final = "text/html; charset=utf-8"
-_PROBLEM: Final = PROBLEM_JSON.decode("ascii")
 _OK: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One status a call may answer with; `shapes` are the JSON it may hold, if it is JSON."""
-
-    status: int
-    description: str
-    shapes: tuple[type, ...] = ()
-    media_type: str = JSON.decode("ascii")
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One call. `path_parameters` describes each `{name}` of the path."""
-
-    method: str
-    path: str
-    operation_id: str
-    summary: str
-    answers: tuple[Answer, ...]
-    handler: Handler | None
-    parameters: tuple[Parameter, ...] = ()
-    path_parameters: tuple[tuple[str, str], ...] = ()
-    body: tuple[type, ...] = ()
-
-
-def _refusal(status: int, description: str) -> Answer:
-    return Answer(status, description, (shapes.Problem,), _PROBLEM)
-
-
-_BAD_REQUEST: Final = _refusal(400, "A parameter is unknown, given twice or not as described")
-_NOT_FOUND: Final = _refusal(404, "There is no such thing")
-_NO_LEADER: Final = _refusal(503, "No leader confirmed the read in time; Retry-After says when")
-_NOT_NOW: Final = _refusal(503, "This node cannot answer now; the detail says why")
+_BAD_REQUEST: Final = refusal(400, "A parameter is unknown, given twice or not as described")
+_NOT_FOUND: Final = refusal(404, "There is no such thing")
+_NO_LEADER: Final = refusal(503, "No leader confirmed the read in time; Retry-After says when")
+_NOT_NOW: Final = refusal(503, "This node cannot answer now; the detail says why")
 
 
 def _read_openapi(face: Face, _asked: Asked) -> Reply:
@@ -104,28 +74,28 @@ SUBMIT_ROUTE: Final = Route(
             "A batch of which some are refused, or all for different reasons: see each entry",
             (shapes.BatchAnswer,),
         ),
-        _refusal(400, "The body is not JSON, or a parameter is wrong"),
-        _refusal(408, "The body did not arrive in time"),
+        refusal(400, "The body is not JSON, or a parameter is wrong"),
+        refusal(408, "The body did not arrive in time"),
         Answer(
             409,
             "The id is in the chain, or on its way there, with other content",
             (shapes.Problem, shapes.BatchRefusal),
-            _PROBLEM,
+            PROBLEM_TYPE,
         ),
-        _refusal(413, "The body, the batch or a transaction is too large"),
-        _refusal(415, "The body is not said to be application/json"),
-        _refusal(422, "The body is JSON that cannot be recorded; `errors` names the place"),
+        refusal(413, "The body, the batch or a transaction is too large"),
+        refusal(415, "The body is not said to be application/json"),
+        refusal(422, "The body is JSON that cannot be recorded; `errors` names the place"),
         Answer(
             429,
             "The queue is full and nothing was recorded; Retry-After says when to retry",
             (shapes.Problem, shapes.BatchRefusal),
-            _PROBLEM,
+            PROBLEM_TYPE,
         ),
         Answer(
             503,
             "Unknown: it may be recorded, retry with the same id; or this node cannot record now",
             (shapes.Problem, shapes.BatchRefusal),
-            _PROBLEM,
+            PROBLEM_TYPE,
         ),
     ),
 )
@@ -188,6 +158,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=read_cluster,
         answers=(Answer(200, "The cluster", (shapes.Cluster,)), _BAD_REQUEST),
     ),
+    *CHANGE_ROUTES,
     Route(
         method="GET",
         path="/livez",

@@ -14,6 +14,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from consensus.block import MAX_KIND_BYTES, MAX_USER_ID_BYTES
+from consensus.changes import ChangeRefusal
+from consensus.membership import MAX_ADDRESS_BYTES
 
 MAX_TIMEOUT_MS: Final = 60_000
 """The longest a call may ask a node to wait."""
@@ -43,6 +45,15 @@ Payload = Annotated[
         description="Any JSON value, nested at most 32 deep: integers of 64 bits, finite numbers,"
         " text without NUL, no key twice"
     ),
+]
+
+
+MemberName = Annotated[str, Meta(pattern="^[a-z0-9-]{1,63}$", description="The member's name")]
+Address = Annotated[
+    str, Meta(max_length=MAX_ADDRESS_BYTES, description="host:port; an IPv6 host in brackets")
+]
+ChangeReason = Annotated[
+    str, Meta(description=f"Why a change is not made: {', '.join(ChangeRefusal)}")
 ]
 
 
@@ -80,6 +91,7 @@ class Problem(Shape, frozen=True, kw_only=True, omit_defaults=True):
     status: int
     detail: str
     errors: tuple[Fault, ...] = ()
+    reason: ChangeReason | None = None
     id: TransactionId | None = None
     retry_after_s: int | None = None
 
@@ -198,10 +210,58 @@ class MemberState(Shape, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     public_key: Hash
-    role: str
+    role: Annotated[
+        str, Meta(description="leader, follower, or learner for one that does not vote yet")
+    ]
     peer: str
     http: str
     match_index: int | UnsetType = UNSET
+
+
+class MemberList(Shape, frozen=True, kw_only=True):
+    """The members as the node sees them, by name in ascending order."""
+
+    node: str
+    leader: str | None
+    members: list[MemberState]
+
+
+class NewMember(Shape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A member to add: what `bitnexus node init` writes into `member.json`."""
+
+    name: MemberName
+    public_key: Hash
+    peer: Address
+    http: Address
+
+
+class NewAddresses(
+    Shape, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Where a member is from now on; what is left out stays, and one of them must be there."""
+
+    peer: Address | UnsetType = UNSET
+    http: Address | UnsetType = UNSET
+
+
+class MembersChanged(Shape, frozen=True, kw_only=True):
+    """A change of the members that is committed: the block that records it, and all members."""
+
+    index: Index
+    block_hash: Hash
+    members: list[MemberState]
+
+
+class Handover(Shape, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Who is to lead: the voter `to`, or whoever is closest."""
+
+    to: MemberName | UnsetType = UNSET
+
+
+class NewLeader(Shape, frozen=True, kw_only=True):
+    """Who leads after a transfer of leadership."""
+
+    leader: str
 
 
 class Cluster(Shape, frozen=True, kw_only=True):
@@ -216,6 +276,10 @@ class Cluster(Shape, frozen=True, kw_only=True):
     last_index: Index
     commit_index: Index
     applied_index: Index
+    catching_up_to: (
+        Annotated[int, Meta(description="How far others have committed, while it fetches blocks")]
+        | None
+    ) = None
     members: list[MemberState]
     alarms: list[str]
 

@@ -11,15 +11,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from node.api.answers import receipt_answer
+from node.api.body import check_lengths, check_type, read_body
 from node.api.json_input import MAX_BODY_BYTES, read_submission
-from node.api.problems import (
-    ProblemError,
-    ProblemKind,
-    fault_error,
-    make_problem,
-    problem_reply,
-    refusal_problem,
-)
+from node.api.problems import problem_reply, refusal_problem
 from node.api.query import Choice, Query, Whole, parse_query
 from node.api.reply import PROBLEM_JSON, Reply, encode_json, json_reply
 from node.api.shapes import (
@@ -58,11 +52,6 @@ SUBMIT_PARAMETERS: Final = (
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _MULTI_STATUS: Final = 207
-_JSON_TYPES: Final = frozenset({b"application/json", b"application/json; charset=utf-8"})
-
-
-class ClientGoneError(Exception):
-    """The client closed the connection before its request was complete: nobody to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +67,9 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
     ClientGoneError.
     """
     options = _read_options(scope["query_string"])
-    _check_headers(scope["headers"])
-    body = await _read_body(receive)
+    check_lengths(scope["headers"], limit_bytes=MAX_BODY_BYTES)
+    check_type(scope["headers"])
+    body = await read_body(receive, limit_bytes=MAX_BODY_BYTES)
     submission = await read_submission(body, new_transaction_id)
     outcomes = await node.submit(
         submission.transactions, wait=options.wait, timeout_s=options.timeout_s
@@ -96,59 +86,6 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
 def _read_options(query_string: bytes) -> _Options:
     query: Query = parse_query(query_string, SUBMIT_PARAMETERS)
     return _Options(Wait(query.choice("wait")), query.whole("timeout_ms") / 1000)
-
-
-def _check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Refuse a body that is not JSON by its own word, or that says it is too long."""
-    content_type = None
-    for name, value in headers:
-        if name == b"content-type":
-            if content_type is not None:
-                raise _unsupported("Content-Type is given twice")
-            content_type = value
-        elif name == b"transfer-encoding" and value.lower() != b"chunked":
-            raise _unsupported("Transfer-Encoding must be chunked, or none")
-        elif name == b"content-length":
-            # The HTTP parser has refused what is no number.
-            if int(value) > MAX_BODY_BYTES:
-                raise _body_too_large()
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            raise _unsupported("Content-Encoding must be identity")
-    if content_type not in _JSON_TYPES and not _is_json_type(content_type):
-        raise _unsupported("Content-Type must be application/json, in UTF-8")
-
-
-def _is_json_type(content_type: bytes | None) -> bool:
-    if content_type is None:
-        return False
-    media_type, *parameters = content_type.lower().split(b";")
-    charsets = [value for value in map(bytes.strip, parameters) if value.startswith(b"charset=")]
-    is_utf_8 = all(value.strip(b'"') in {b"charset=utf-8", b'charset="utf-8'} for value in charsets)
-    return media_type.strip() == b"application/json" and is_utf_8
-
-
-async def _read_body(receive: Receive) -> bytes:
-    """Return the whole body; most arrive with their first event. The server bounds the time."""
-    body, has_more = await _next_part(receive)
-    if not has_more:
-        return body
-    parts = [body]
-    size_bytes = len(body)
-    while has_more:
-        body, has_more = await _next_part(receive)
-        parts.append(body)
-        size_bytes += len(body)
-        if size_bytes > MAX_BODY_BYTES:
-            raise _body_too_large()
-    return b"".join(parts)
-
-
-async def _next_part(receive: Receive) -> tuple[bytes, bool]:
-    """Return the next bytes of the body, and whether more will come."""
-    event = await receive()
-    if event["type"] == "http.disconnect":
-        raise ClientGoneError
-    return event.get("body", b""), event.get("more_body", False)
 
 
 def _single_reply(outcome: Outcome) -> Reply:
@@ -197,11 +134,3 @@ def _outcome_answer(outcome: Outcome) -> Receipt | Pending | Problem:
     if isinstance(outcome, Accepted):
         return Pending(id=uuid_text(outcome.id))
     return refusal_problem(outcome)
-
-
-def _body_too_large() -> ProblemError:
-    return fault_error(ProblemKind.TOO_LARGE, "$", f"has more than {MAX_BODY_BYTES} bytes")
-
-
-def _unsupported(detail: str) -> ProblemError:
-    return ProblemError(make_problem(ProblemKind.UNSUPPORTED_MEDIA_TYPE, detail))

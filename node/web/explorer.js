@@ -63,6 +63,7 @@ function showCluster(cluster) {
     ["Cluster", cluster.name], ["Leader", cluster.leader ?? "none"], ["Term", cluster.term],
     ["Committed", cluster.commit_index], ["Applied", cluster.applied_index],
   ];
+  if (cluster.catching_up_to != null) facts.push(["Catching up to", cluster.catching_up_to]);
   byId("facts").replaceChildren(...facts.map(([name, value]) =>
     make("div", {}, make("dt", {}, name), make("dd", {}, value))));
   const alarms = byId("alarms");

@@ -19,6 +19,7 @@ from consensus.block import (
     tip_after,
     transaction_id,
 )
+from consensus.changes import Membership
 from consensus.membership import Genesis, Member, genesis_block
 from node.outcomes import (
     Accepted,
@@ -36,6 +37,7 @@ from node.outcomes import (
 )
 from storage.errors import BlockNotFoundError, DamagedBlockError
 from storage.recent import Place
+from tests.node.fake_administration import FakeAdministration
 
 if TYPE_CHECKING:
     import asyncio
@@ -56,6 +58,10 @@ class FakeNode:
             http="127.0.0.1:8001",
         )
         genesis = genesis_block(Genesis("test", START_US, (self.member,)))
+        self.administration = FakeAdministration(self)
+        self.membership = Membership((self.member,))
+        self.name = "node1"
+        self.catching_up_to: int | None = None
         self._sealer = Sealer(key, genesis.hash, random.Random(1))
         self.cluster_id = genesis.hash
         self.blocks: list[Block] = [genesis]
@@ -188,17 +194,24 @@ class FakeNode:
 
     def status(self) -> ClusterStatus:
         """One member that leads, unless the test says otherwise."""
+        self.administration.look()
         return ClusterStatus(
             cluster_id=self.cluster_id,
             name="test",
-            node="node1",
-            role="leader" if self.leader else "follower",
+            node=self.name,
+            role="leader" if self.leader == self.name else "follower",
             leader=self.leader,
             term=1,
             last_index=self.applied_index,
             commit_index=self.commit_index,
             applied_index=self.applied_index,
-            catching_up_to=None,
-            members=(MemberStatus(self.member, "leader", self.applied_index),),
+            catching_up_to=self.catching_up_to,
+            members=tuple(self._member_status(member) for member in self.membership.members),
             alarms=self.alarms,
         )
+
+    def _member_status(self, member: Member) -> MemberStatus:
+        if member.public_key in self.membership.learners:
+            return MemberStatus(member, "learner", 0 if self.leader == self.name else None)
+        leads = member.name == (self.leader or self.member.name)
+        return MemberStatus(member, "leader" if leads else "follower", self.applied_index)

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from consensus.block import encode_transaction
+from consensus.changes import Membership
 from node.cli_errors import ExitCode
 from node.outcomes import ClusterStatus, MemberStatus, Refusal, RefusalReason
 from tests.node.cli_stage import Result, run, serving
@@ -329,6 +330,18 @@ def test_a_block_that_is_not_there(stage: Stage, index: str, code: ExitCode) -> 
     assert result.error
 
 
+@pytest.mark.parametrize("index", ["-1", "-15"])
+def test_a_negative_index_is_no_unknown_option(stage: Stage, index: str) -> None:
+    """It says what an index is; what really is no option is still said to be none."""
+    words = f"'{index}' is neither a block's index, counted from 0, nor latest"
+    for arguments in ((index,), (index, "--json"), ("--", index)):
+        result = (
+            stage.run("block", *arguments) if "--" not in arguments else run("block", *arguments)
+        )
+        assert (ExitCode.USAGE, words) == (result.code, result.error)
+    assert "No such option: --jsn" in stage.run("block", index.lstrip("-"), "--jsn").error
+
+
 def test_status_shows_every_node(stage: Stage) -> None:
     """A headline, and a line for each member."""
     stage.record("alice", 2)
@@ -358,9 +371,22 @@ def test_status_tells_machines_the_same(stage: Stage) -> None:
             "last_index": 0,
             "commit_index": 0,
             "applied_index": 0,
+            "catching_up_to": None,
             "alarms": [],
         }
     ]
+
+
+def test_status_shows_who_learns_and_how_far_it_has_come(stage: Stage) -> None:
+    """A learner is no follower, and what it fetches is more than it knows to be committed."""
+    stage.node.membership = Membership(
+        (stage.node.member,), frozenset({stage.node.member.public_key})
+    )
+    stage.node.catching_up_to = 70
+    row = stage.run("status").stdout.splitlines()[2].split()
+    assert ["node1", "learner", "1", "0", "0", "of", "70", "0"] == row[:8]
+    (node,) = stage.run("status", "--json").document["nodes"]
+    assert ("learner", 70) == (node["role"], node["catching_up_to"])
 
 
 def test_status_without_a_leader_fails(stage: Stage) -> None:

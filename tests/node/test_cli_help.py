@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,13 @@ def test_all_the_commands_are_there() -> None:
         ("block",),
         ("status",),
         ("verify",),
+        ("member", "list"),
+        ("member", "add"),
+        ("member", "promote"),
+        ("member", "move"),
+        ("member", "remove"),
+        ("member", "replace"),
+        ("transfer-leadership",),
     }
     assert expected == set(ALL)
 
@@ -63,7 +72,27 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     assert all(option in result.stdout for option in options if option.startswith("--"))
 
 
-@pytest.mark.parametrize("path", [(), ("node",)])
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_is_in_the_readme(path: tuple[str, ...]) -> None:
+    """With each of its options but those that many commands share, which stand below the table."""
+    table = (ROOT / "README.md").read_text().split("## Command line")[1].split("\n## ")[0]
+    name = f"`bitnexus {' '.join(path)}"
+    rows = [line for line in table.splitlines() if line.startswith(f"| {name}")]
+    assert 1 == len([row for row in rows if row[len(name) + 2] in " `"]), name
+    words = set(re.findall(r"--[a-z-]+", " ".join(rows)))
+    options = {option for parameter in ALL[path].params for option in parameter.opts}
+    shared = {"--json", "--node", "--timeout"}
+    assert set() == {one for one in options if one.startswith("--")} - shared - words
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    """It stands in two places, for a clone that runs has no metadata to read it from."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    result = run("--version")
+    assert (0, f"bitnexus {project['version']}\n") == (result.code, result.stdout)
+
+
+@pytest.mark.parametrize("path", [(), ("node",), ("member",)])
 def test_no_command_at_all_shows_the_help(path: tuple[str, ...]) -> None:
     """With the exit code of a usage error, and no empty line of error."""
     result = run(*path)
