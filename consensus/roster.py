@@ -78,6 +78,11 @@ class Roster:
         """
         return self._entries[-1].incarnation
 
+    @property
+    def incarnations(self) -> frozenset[bytes]:
+        """Every incarnation that the cluster has had in this log, its cluster id included."""
+        return frozenset(entry.incarnation for entry in self._entries)
+
     def at(self, index: int) -> Membership:
         """The membership that was in force once the block at `index` was in the log."""
         return self._entries[self._position(index)].membership

@@ -55,6 +55,8 @@ class ExitCode(IntEnum):
     """A file that must not be overwritten is there."""
     INPUT = 22
     """An input file is absent or a line of it is no transaction."""
+    LOST_CHAIN = 23
+    """The chain of a node that has run before is gone: its identity must not run again."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C."""
 

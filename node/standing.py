@@ -67,10 +67,11 @@ class Standing:
     def incarnation(self, roster: Roster) -> bytes:
         """The incarnation of the cluster that this node belongs to.
 
-        A chain that has just begun does not know it yet.
+        A chain that has not come as far as the invitation does not know it yet.
         """
-        if self.invitation is not None and roster.latest_index == 0:
-            return self.invitation.incarnation
+        invitation = self.invitation
+        if invitation is not None and invitation.incarnation not in roster.incarnations:
+            return invitation.incarnation
         return roster.incarnation
 
     def seeds(self) -> dict[bytes, Member]:
