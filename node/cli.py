@@ -236,15 +236,27 @@ def node_init(
         bool,
         typer.Option("--insecure-http", help="Allow plain HTTP on an address others can reach."),
     ] = False,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
+        ),
+    ] = None,
+    cluster_id: Annotated[
+        str | None, typer.Option(metavar="HEX", help="With --join: refuse another cluster.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a node's folder: its secret key, its node.toml, and member.json to hand to the others.
 
-    Refuses to overwrite anything. Next: `bitnexus node genesis` with every node's member.json.
+    Refuses to overwrite anything. Next: `bitnexus node genesis` with every node's member.json, or
+    with --join, where the cluster runs already, `bitnexus member add` with this one's.
     """
-    from node.cli_init import MEMBER_FILE, NewNode, init_node  # noqa: PLC0415 - see the top
-    from node.cli_output import say, write_json  # noqa: PLC0415 - see the top
+    from node.cli_init import NewNode  # noqa: PLC0415 - see the top
+    from node.cli_new_node import make_node  # noqa: PLC0415 - see the top
 
+    if cluster_id is not None and join is None:
+        raise CommandError("--cluster-id is for --join", ExitCode.USAGE)
     new = NewNode(
         data_dir=data_dir,
         name=name,
@@ -253,23 +265,12 @@ def node_init(
         postgres_dsn=postgres,
         insecure_http=insecure_http,
     )
-    member = init_node(new)
-    if as_json:
-        write_json(
-            {
-                "name": member.name,
-                "public_key": member.public_key.hex(),
-                "peer": member.peer,
-                "http": member.http,
-                "data_dir": str(data_dir.absolute()),
-                "member_file": str((data_dir / MEMBER_FILE).absolute()),
-            }
-        )
-        return
-    say(f"{data_dir} is made for {member.name}, public key {member.public_key.hex()}")
-    say(f"next: hand {data_dir / MEMBER_FILE} to whoever runs `bitnexus node genesis`,")
-    say(f"      put the genesis.json you get into {data_dir},")
-    say(f"      then `bitnexus node run --data-dir {data_dir}`")
+    make_node(
+        new,
+        join_url=None if join is None else node_urls([join])[0],
+        cluster_id=cluster_id,
+        as_json=as_json,
+    )
 
 
 @node_app.command("genesis")

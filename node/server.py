@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from consensus.block import Block
+    from consensus.membership import Member
     from node.config import NodeConfig
     from storage.recent import Place
 
@@ -275,7 +276,12 @@ class Node:
     def status(self) -> ClusterStatus:
         """The cluster as this node sees it."""
         return cluster_status(
-            self._standing.genesis.name, self.config.name, self.cluster_id, self._raft, self.alarms
+            self._standing.genesis.name,
+            self.config.name,
+            self._raft,
+            cluster_id=self.cluster_id,
+            incarnation=self._standing.incarnation(self._raft.log.roster),
+            alarms=self.alarms,
         )
 
     async def _hand_over(self) -> None:
@@ -378,9 +384,7 @@ class Node:
         self._administration = Administration(self._loop, self._replica)
         roster = self._raft.log.roster
         own = self._standing.member(roster)
-        if own.name != config.name:
-            detail = f"{config.name} is called {own.name} in the cluster"
-            raise ConfigError(file=None, key="name", detail=detail)
+        _check_name(config, own)
         self._transport = Transport(
             identity=self._standing.identity,
             cluster_id=self._standing.incarnation(roster),
@@ -471,6 +475,12 @@ class Node:
             read = await asyncio.to_thread(lambda: [self._chain.block(index) for index in old])
             blocks.update(zip(old, read, strict=True))
         return {index: block for index, block in blocks.items() if block is not None}
+
+
+def _check_name(config: NodeConfig, own: Member) -> None:
+    if own.name != config.name:
+        detail = f"{config.name} is called {own.name} in the cluster"
+        raise ConfigError(file=None, key="name", detail=detail)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -57,7 +57,7 @@ class FakeNode:
         )
         genesis = genesis_block(Genesis("test", START_US, (self.member,)))
         self._sealer = Sealer(key, genesis.hash, random.Random(1))
-        self.cluster_id = genesis.hash
+        self.cluster_id = self.incarnation = genesis.hash
         self.blocks: list[Block] = [genesis]
         self._tip = tip_after(None, genesis)
         self._receipts: dict[bytes, tuple[Receipt, bytes]] = {}
@@ -190,6 +190,7 @@ class FakeNode:
         """One member that leads, unless the test says otherwise."""
         return ClusterStatus(
             cluster_id=self.cluster_id,
+            incarnation=self.incarnation,
             name="test",
             node="node1",
             role="leader" if self.leader else "follower",
