@@ -320,6 +320,34 @@ def node_run(
         write_json({"exit_code": int(ExitCode.OK), "error": None})
 
 
+@node_app.command("recover")
+def node_recover(
+    *,
+    data_dir: Annotated[Path, typer.Option(help="The folder of the node that goes on alone.")],
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Needed: what only the others had recorded is lost.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it. Without, only what it would do is shown.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with one stopped node of a cluster that has lost its majority for good.
+
+    Recorded transactions may be lost, so only when the other nodes will never run again. Without
+    --yes nothing is changed.
+    """
+    if not unsafe:
+        raise CommandError(
+            "this may lose recorded transactions: say --unsafe, and see README, "
+            '"When a majority is gone for good"',
+            ExitCode.USAGE,
+        )
+    from node.cli_recover import recover_node  # noqa: PLC0415 - see the top
+
+    recover_node(data_dir, is_meant=yes, as_json=as_json)
+
+
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
     app(prog_name="python -m node.cli")
