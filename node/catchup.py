@@ -31,7 +31,14 @@ RANGES_IN_FLIGHT: Final = 4
 PATIENCE_US: Final = 2_000_000
 """An answer that takes longer is taken for lost, and another member is asked."""
 SHUN_US: Final = 1_000_000
-"""Who did not answer, or has not got the blocks, is asked again after this long."""
+"""Who has not got the blocks is asked again after this long."""
+SILENCE_SHUN_US: Final = 2 * PATIENCE_US
+"""Who did not answer is asked again after this long, and after each further time twice as long.
+
+Longer than to wait for another one: else two members that are gone, one of them shunned while the
+other is waited for, would keep this one from ever asking the leader.
+"""
+MAX_SHUN_US: Final = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,8 @@ class CatchUp:
         self._asked: dict[int, _Asked] = {}
         self._arrived: dict[int, Fetched] = {}
         self._shunned: dict[MemberId, int] = {}
+        self._silent: dict[MemberId, int] = {}
+        self._connected: set[MemberId] = set()
         self._block_bytes: int | None = None
         self._orphan_since_us: int | None = None
 
@@ -98,6 +107,7 @@ class CatchUp:
         if asked is None or asked.target != source:
             return False
         del self._asked[reply.first]
+        self._silent.pop(source, None)
         self.target_index = max(self.target_index, reply.commit_index)
         if not reply.blocks:
             self.shun(source, now_us)
@@ -111,16 +121,27 @@ class CatchUp:
         """That member has not got the blocks, or not the right ones: ask others for a while."""
         self._shunned[member] = now_us + SHUN_US
 
+    def reachable(self, member: MemberId) -> None:
+        """There is a connection to that member: it is asked rather than those without one."""
+        self._connected.add(member)
+
+    def unreachable(self, member: MemberId) -> None:
+        """The connection broke, and what was asked of that member will not be answered."""
+        self._connected.discard(member)
+        for first in [first for first, asked in self._asked.items() if asked.target == member]:
+            del self._asked[first]
+
     def take(self, commit_index: int) -> Fetched | None:
         """The next blocks in order, if they are there."""
         return self._arrived.pop(commit_index + 1, None)
 
     def _forget_lost(self, now_us: int, commit_index: int) -> None:
         """Ranges whose answer is overdue are open again; those left behind are of no use."""
-        for first, asked in list(self._asked.items()):
-            if now_us - asked.sent_us >= PATIENCE_US:
-                del self._asked[first]
-                self.shun(asked.target, now_us)
+        lost = [f for f, asked in self._asked.items() if now_us - asked.sent_us >= PATIENCE_US]
+        for target in sorted({self._asked.pop(first).target for first in lost}):
+            length_us = min(2 * self._silent.get(target, SILENCE_SHUN_US // 2), MAX_SHUN_US)
+            self._silent[target] = length_us
+            self._shunned[target] = now_us + length_us
         for known in (self._asked, self._arrived):
             for first in [first for first in known if first <= commit_index]:
                 del known[first]
@@ -179,8 +200,9 @@ class CatchUp:
     def _choose(
         self, now_us: int, leader: MemberId | None, peers: Collection[MemberId]
     ) -> MemberId | None:
-        """Anyone who is not shunned, the leader last: it has enough to do."""
-        able = sorted(p for p in peers if self._shunned.get(p, 0) <= now_us)
+        """Anyone who is connected and not shunned, the leader last: it has enough to do."""
+        willing = sorted(p for p in peers if self._shunned.get(p, 0) <= now_us)
+        able = [peer for peer in willing if peer in self._connected] or willing
         others = [peer for peer in able if peer != leader]
         return self._random.choice(others or able) if able else None
 

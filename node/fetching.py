@@ -90,6 +90,14 @@ class Fetching:
         """Keeps what was asked for, for its turn."""
         self._catch_up.arrived(source, reply, now_us)
 
+    def reachable(self, peer: MemberId) -> None:
+        """There is a connection to `peer`."""
+        self._catch_up.reachable(peer)
+
+    def unreachable(self, peer: MemberId) -> None:
+        """The connection to `peer` broke."""
+        self._catch_up.unreachable(peer)
+
     def take_envelopes(self) -> list[Envelope]:
         """What to send now."""
         envelopes, self._envelopes = self._envelopes, []

@@ -81,10 +81,7 @@ class Replica:
         limits: QueueLimits,
         seeds: Collection[MemberId] = (),
     ) -> None:
-        """`lookup` must answer for every block through the core's applied index.
-
-        `seeds` are members that a node which is not one itself yet may ask for blocks.
-        """
+        """`lookup` answers for all that is applied; `seeds` are asked before this is a member."""
         self.raft = raft
         self.dropped: Counter[str] = Counter()
         self.transactions_applied = 0
@@ -228,6 +225,7 @@ class Replica:
     def unreachable(self, peer: MemberId) -> None:
         """The connection to `peer` broke."""
         self.raft.unreachable(peer)
+        self._fetching.unreachable(peer)
 
     def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
         """Seals the block that makes `change`; `on_settled` says later whether it is committed.
@@ -245,6 +243,7 @@ class Replica:
 
     def reachable(self, peer: MemberId) -> None:
         """The connection to `peer` is there (again): what was sent to it before may be lost."""
+        self._fetching.reachable(peer)
         if peer == self._leader:
             self._offer_everything_again()
 
