@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from consensus.changes import ChangeKind
+from node.catchup import CatchUp
 from node.outcomes import LostChainError
 from node.server import Node
 from tests.cluster.member_stage import CHANGE_S, Load, Town, until, voters
@@ -90,6 +91,11 @@ async def test_one_of_three_goes_on_alone_and_the_others_cannot_interfere(tmp_pa
     assert "BREAK AT BLOCK" in run("verify", "--data-dir", folder).stdout
 
 
+def take_ten(catch_up: CatchUp, commit_index: int, *, take: Any = CatchUp.take) -> Any:
+    """Takes what has arrived, until some ten blocks are there."""
+    return take(catch_up, commit_index) if commit_index < 10 else None
+
+
 async def test_a_node_that_joins_may_restart_before_it_has_come_to_the_break(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +104,7 @@ async def test_a_node_that_joins_may_restart_before_it_has_come_to_the_break(
         await town.start()
         load = Load(town)
         await town.join("node4")
-        for _ in range(80):
+        for _ in range(20):
             await load.record()
         height = await town.same_height()
         await town.stop(*list(town.nodes))
@@ -107,14 +113,17 @@ async def test_a_node_that_joins_may_restart_before_it_has_come_to_the_break(
         await load.record()
         assert await town.same_height() > height
         member = town.invite("node5")
-        # It is stopped after its first range of blocks, which has changes, but not the break.
+        await town.change(lambda admin: admin.add(member, timeout_s=CHANGE_S))
         with monkeypatch.context() as patched:
-            patched.setattr("node.catchup.RANGES_IN_FLIGHT", 1)
+            patched.setattr("node.catchup.MAX_RANGE_BLOCKS", 4)
+            patched.setattr(CatchUp, "take", take_ten)
             half = Node(town.configs["node5"])
             await half.start()
             await until(half, lambda node: node.applied_index >= 10)
             await half.stop()
+        # It knows of a change, but not of the break.
+        roster = half._raft.log.roster
+        assert (True, half.cluster_id) == (roster.latest_index > 0, roster.incarnation)
         await town.start("node5")
-        await town.change(lambda admin: admin.add(member, timeout_s=CHANGE_S))
         await until(town.nodes["node5"], lambda node: member.public_key in voters(node))
         await town.check(load.receipts)
