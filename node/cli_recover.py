@@ -21,7 +21,7 @@ from node.identity import IdentityError
 from node.recovery import RecoveryRefusedError, plan_recovery, recover
 from node.standing import load_standing
 from storage.chain import ChainStore
-from storage.errors import StorageError
+from storage.errors import StorageError, StoreMissingError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +51,9 @@ def recover_node(data_dir: Path, *, is_meant: bool, as_json: bool) -> None:
                 block = recover(chain, standing.identity, recovery) if is_meant else None
     except RecoveryRefusedError as error:
         raise CommandError(str(error), ExitCode.REFUSED) from error
+    except StoreMissingError as error:
+        detail = f"{data_dir} holds no chain: there is nothing to go on with"
+        raise CommandError(detail, ExitCode.CONFIG) from error
     except (
         ConfigError,
         GenesisError,

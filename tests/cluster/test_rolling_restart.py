@@ -15,6 +15,8 @@ from cluster.folder import Shape
 from cluster.local import ClusterOptions, LocalCluster
 from cluster.process import ProcessState
 from node.cli_errors import ExitCode
+from node.cli_init import cluster_id
+from node.cli_join import introduce
 from node.client import LedgerClient
 
 if TYPE_CHECKING:
@@ -98,6 +100,11 @@ async def test_a_rolling_restart_is_not_noticed(tmp_path: Path) -> None:
         assert await recorded(cluster.urls[0]) == {
             one.id: (one.index, one.position) for one in clients.receipts.values()
         }
+        introduction = await asyncio.to_thread(
+            introduce, cluster.urls[1], cluster_id=cluster_id(cluster.folder.genesis), timeout_s=5
+        )
+        assert cluster.folder.genesis == introduction.genesis
+        assert cluster.folder.genesis.members == introduction.invitation.members
         await _lose_a_chain(cluster, reports)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -177,3 +178,11 @@ def test_a_learner_is_refused(tmp_path: Path) -> None:
     society.change(ChangeKind.ADD, 4)
     result = settle(tmp_path, society, 4, committed=1).recover("--unsafe", "--yes")
     assert (ExitCode.REFUSED, True) == (result.code, "n4 is a learner" in result.error)
+
+
+def test_a_node_without_a_chain_is_refused(survivor: Survivor) -> None:
+    """Nothing is made in its place."""
+    shutil.rmtree(survivor.folder / "chain")
+    result = survivor.recover("--unsafe", "--yes")
+    assert (ExitCode.CONFIG, True) == (result.code, "holds no chain" in result.error)
+    assert not (survivor.folder / "chain").exists()
