@@ -49,6 +49,7 @@ PERMANENT_CODES: Final = frozenset(
         ExitCode.INSECURE_HTTP,
         ExitCode.CORRUPT,
         ExitCode.OPTIMISED,
+        ExitCode.LOST_CHAIN,
     }
 )
 """How a node says that it would end the same way each time. A full or failing disk may recover."""

@@ -81,6 +81,11 @@ class Roster:
         """
         return self._entries[-1].incarnation
 
+    @property
+    def incarnations(self) -> frozenset[bytes]:
+        """Every incarnation that the cluster has had in this log, its cluster id included."""
+        return frozenset(entry.incarnation for entry in self._entries)
+
     def at(self, index: int) -> Membership:
         """The membership that was in force once the block at `index` was in the log."""
         return self._entries[self._position(index)].membership
@@ -93,10 +98,11 @@ class Roster:
         the last one is as far as that goes: a further change waits for the last one's commit.
         """
         position = self._position(index - 1)
-        voters = self._entries[position].membership.voters
-        if position == 0:
-            return voters
-        return voters | self._entries[position - 1].membership.voters
+        entry = self._entries[position]
+        before = self._entries[max(0, position - 1)]
+        if before.incarnation != entry.incarnation:
+            return entry.membership.voters  # those that were given up are not asked any more
+        return entry.membership.voters | before.membership.voters
 
     def former(self, through: int) -> Mapping[MemberId, tuple[Member, int]]:
         """Who was a member once and is none at block `through`, and the block that removed it."""

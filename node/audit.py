@@ -1,7 +1,8 @@
 """Does a chain hold? Every block walked from genesis, every rule computed anew.
 
 Trusts nothing that is stored beside the blocks: hashes, roots, the history, signatures and the
-uniqueness of ids all come from the bytes themselves and from the members that genesis names.
+uniqueness of ids all come from the bytes themselves, and who may have sealed a block from the
+members that genesis names and from the changes that the blocks before it made to them.
 `ChainAuditor` checks block after block wherever they come from, `audit_store` walks a store and
 compares what the store has derived. Relies on the rules of `consensus`; prints and opens nothing.
 """
@@ -28,7 +29,9 @@ from consensus.block import (
     transaction_id,
     verify_block,
 )
-from consensus.membership import GENESIS_KIND, Genesis, genesis_block, genesis_of
+from consensus.changes import ChangeKind, recorded_change
+from consensus.membership import GENESIS_KIND, Genesis, genesis_block
+from consensus.roster import Roster
 from storage.errors import BlockNotFoundError, DamagedBlockError, StorageError
 
 if TYPE_CHECKING:
@@ -64,12 +67,25 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberChange:
+    """A lawful change of the membership, as the block at `index` records it."""
+
+    index: int
+    kind: ChangeKind
+    member: str
+    members: tuple[str, ...]
+    """Who is a member from there on, by name; learners say so."""
+    timestamp_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One block walked. A finding ends the walk; a step without one is a block that holds."""
 
     index: int
     transactions: int
     finding: Finding | None = None
+    change: MemberChange | None = None
 
 
 class ChainAuditor:
@@ -82,15 +98,21 @@ class ChainAuditor:
         """Trust `genesis` if it is given, else the genesis that block 0 holds."""
         self.tip: Tip | None = None
         self.term_starts: list[tuple[int, int]] = []
+        self.changes: list[MemberChange] = []
         self._expected = None if genesis is None else genesis_block(genesis)
         self._cluster_id = b""
-        self._sealers: frozenset[bytes] = frozenset()
+        self._roster: Roster | None = None
         self._seen: set[bytes] = set()
 
     @property
     def next_index(self) -> int:
         """The index of the block to be checked next."""
         return 0 if self.tip is None else self.tip.index + 1
+
+    def change_at(self, index: int) -> MemberChange | None:
+        """The change that the block checked last has made, if that is the one at `index`."""
+        is_there = bool(self.changes) and self.changes[-1].index == index
+        return self.changes[-1] if is_there else None
 
     def check(self, block: Block) -> Finding | None:
         """Check the next block. After a finding the auditor is of no further use."""
@@ -106,19 +128,50 @@ class ChainAuditor:
         if self.tip is None or self.tip.term != tip.term:
             self.term_starts.append((index, tip.term))
         self.tip = tip
+        self._note_change(block)
         return None
 
     def _begin(self, block: Block) -> Tip:
-        genesis = genesis_of(block)
+        roster = Roster(block)
         if self._expected is not None and block.hash != self._expected.hash:
             detail = f"{block.hash.hex()}, not {self._expected.hash.hex()} of the genesis given"
             raise InvalidBlockError(Rule.CLUSTER, detail)
         self._cluster_id = block.hash
-        self._sealers = frozenset(member.public_key for member in genesis.members)
+        self._roster = roster
         return tip_after(None, block)
 
     def _follow(self, tip: Tip, block: Block) -> Tip:
-        return verify_block(tip, block, cluster_id=self._cluster_id, sealers=self._sealers)
+        roster = self._members()
+        after = verify_block(
+            tip,
+            block,
+            cluster_id=self._cluster_id,
+            sealers=roster.electors(tip.index + 1),
+        )
+        roster.verify(block)
+        return after
+
+    def _members(self) -> Roster:
+        assert self._roster is not None, "block 0 says who the first members are"
+        return self._roster
+
+    def _note_change(self, block: Block) -> None:
+        if not self._members().append(block):
+            return
+        change = recorded_change(block).change
+        latest = self._members().latest
+        self.changes.append(
+            MemberChange(
+                index=block.index,
+                kind=change.kind,
+                member=change.member.name,
+                members=tuple(
+                    f"{one.name} (learner)" if one.public_key in latest.learners else one.name
+                    for one in latest.members
+                ),
+                timestamp_us=block.timestamp_us,
+            )
+        )
 
     def _check_transaction(self, raw: bytes, index: int) -> str | None:
         try:
@@ -156,7 +209,7 @@ def audit_store(chain: Chain, *, genesis: Genesis | None = None) -> Iterator[Ste
             finding, count = Finding(index, "is missing from the store"), 0
         if finding is not None and _was_replaced(chain, parent):
             return
-        yield Step(index, count, finding)
+        yield Step(index, count, finding, auditor.change_at(index))
         if finding is not None:
             return
     finding = _compare_derived(chain, auditor)
@@ -277,4 +330,16 @@ def _compare_derived(chain: Chain, auditor: ChainAuditor) -> Finding | None:
         return Finding(tip.index, "history: the stored tree is not that of the blocks")
     if chain.term_starts() != auditor.term_starts:
         return Finding(tip.index, "terms: where they start is not what the blocks say")
-    return None
+    return _compare_changes(chain, auditor, tip.index)
+
+
+def _compare_changes(chain: Chain, auditor: ChainAuditor, last_index: int) -> Finding | None:
+    """Compare the store's list of the blocks that change the members: a start reads only those."""
+    walked = {change.index for change in auditor.changes}
+    stored = {index for index in chain.change_indexes() if index <= last_index}
+    if walked == stored:
+        return None
+    index = min(walked ^ stored)
+    if index in walked:
+        return Finding(index, "membership: the store's list of changes lacks this block")
+    return Finding(index, "membership: the store lists this block as a change, and it is none")

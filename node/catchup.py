@@ -30,8 +30,17 @@ MAX_RANGE_BYTES: Final = 1 << 20
 RANGES_IN_FLIGHT: Final = 4
 PATIENCE_US: Final = 2_000_000
 """An answer that takes longer is taken for lost, and another member is asked."""
+FIRST_PATIENCE_US: Final = 500_000
+"""The same for a member's first answer: most of those that a new node is told of may be gone."""
 SHUN_US: Final = 1_000_000
-"""Who did not answer, or has not got the blocks, is asked again after this long."""
+"""Who has not got the blocks is asked again after this long."""
+SILENCE_SHUN_US: Final = 2 * PATIENCE_US
+"""Who did not answer is asked again after this long, and after each further time twice as long.
+
+Longer than to wait for another one: else two members that are gone, one of them shunned while the
+other is waited for, would keep this one from ever asking the leader.
+"""
+MAX_SHUN_US: Final = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class _Asked:
 
     through: int
     target: MemberId
-    sent_us: int
+    due_us: int
 
 
 class Fetched(NamedTuple):
@@ -69,6 +78,9 @@ class CatchUp:
         self._asked: dict[int, _Asked] = {}
         self._arrived: dict[int, Fetched] = {}
         self._shunned: dict[MemberId, int] = {}
+        self._silent: dict[MemberId, int] = {}
+        self._alive: set[MemberId] = set()
+        self._answered: set[MemberId] = set()
         self._block_bytes: int | None = None
         self._orphan_since_us: int | None = None
 
@@ -89,8 +101,7 @@ class CatchUp:
             target = self._choose(now_us, leader, peers)
             if target is None:
                 break
-            self._asked[first] = _Asked(through, target, now_us)
-            asked.append((target, BlocksRequest(first, through)))
+            asked.append((target, self._ask(target, first, through, now_us)))
         return asked
 
     def arrived(self, source: MemberId, reply: BlocksReply, now_us: int) -> bool:
@@ -99,6 +110,8 @@ class CatchUp:
         if asked is None or asked.target != source:
             return False
         del self._asked[reply.first]
+        self._answered.add(source)
+        self.heard(source)
         self.target_index = max(self.target_index, reply.commit_index)
         if not reply.blocks:
             self.shun(source, now_us)
@@ -112,16 +125,41 @@ class CatchUp:
         """That member has not got the blocks, or not the right ones: ask others for a while."""
         self._shunned[member] = now_us + SHUN_US
 
-    def take(self, commit_index: int) -> Fetched | None:
-        """The next blocks in order, if they are there."""
-        return self._arrived.pop(commit_index + 1, None)
+    def heard(self, member: MemberId) -> None:
+        """That member has said something, or is connected: it is asked rather than others."""
+        self._alive.add(member)
+        if self._silent.pop(member, None) is not None:
+            self._shunned.pop(member, None)
+
+    def unreachable(self, member: MemberId) -> None:
+        """The connection broke, and what was asked of that member will not be answered."""
+        self._alive.discard(member)
+        for first in [first for first, asked in self._asked.items() if asked.target == member]:
+            del self._asked[first]
+
+    def take(self, commit_index: int, max_bytes: int) -> Fetched | None:
+        """The next blocks in order, if they are there: at least one, about `max_bytes` at most."""
+        fetched = self._arrived.pop(commit_index + 1, None)
+        if fetched is None:
+            return None
+        count, size_bytes = 1, len(fetched.blocks[0])
+        while count < len(fetched.blocks) and size_bytes < max_bytes:
+            size_bytes += len(fetched.blocks[count])
+            count += 1
+        rest = fetched.blocks[count:]
+        if rest:
+            first = fetched.first + count
+            self._arrived[first] = fetched._replace(first=first, blocks=rest)
+        return fetched._replace(blocks=fetched.blocks[:count])
 
     def _forget_lost(self, now_us: int, commit_index: int) -> None:
         """Ranges whose answer is overdue are open again; those left behind are of no use."""
-        for first, asked in list(self._asked.items()):
-            if now_us - asked.sent_us >= PATIENCE_US:
-                del self._asked[first]
-                self.shun(asked.target, now_us)
+        lost = [first for first, asked in self._asked.items() if now_us >= asked.due_us]
+        for target in sorted({self._asked.pop(first).target for first in lost}):
+            self._alive.discard(target)
+            length_us = min(2 * self._silent.get(target, SILENCE_SHUN_US // 2), MAX_SHUN_US)
+            self._silent[target] = length_us
+            self._shunned[target] = now_us + length_us
         for known in (self._asked, self._arrived):
             for first in [first for first in known if first <= commit_index]:
                 del known[first]
@@ -174,16 +212,25 @@ class CatchUp:
         target = self._choose(now_us, leader, peers)
         if target is None:
             return []
-        self._asked[first] = _Asked(through, target, now_us)
-        return [(target, BlocksRequest(first, through))]
+        return [(target, self._ask(target, first, through, now_us))]
+
+    def _ask(self, target: MemberId, first: int, through: int, now_us: int) -> BlocksRequest:
+        patience_us = PATIENCE_US if target in self._answered else FIRST_PATIENCE_US
+        self._asked[first] = _Asked(through, target, now_us + patience_us)
+        return BlocksRequest(first, through)
 
     def _choose(
         self, now_us: int, leader: MemberId | None, peers: Collection[MemberId]
     ) -> MemberId | None:
-        """Anyone who is not shunned, the leader last: it has enough to do."""
-        able = sorted(p for p in peers if self._shunned.get(p, 0) <= now_us)
-        others = [peer for peer in able if peer != leader]
-        return self._random.choice(others or able) if able else None
+        """Anyone who is alive and not shunned, then the leader, then whoever else is not shunned.
+
+        The leader has enough to do; but of those that nothing was heard of, most may be gone.
+        """
+        willing = sorted(p for p in peers if self._shunned.get(p, 0) <= now_us)
+        alive = [peer for peer in willing if peer in self._alive and peer != leader]
+        leading = [peer for peer in willing if peer == leader]
+        choice = alive or leading or willing
+        return self._random.choice(choice) if choice else None
 
 
 def serve(chain: Chain, serving: Serving) -> BlocksReply:

@@ -259,15 +259,27 @@ def node_init(
         bool,
         typer.Option("--insecure-http", help="Allow plain HTTP on an address others can reach."),
     ] = False,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
+        ),
+    ] = None,
+    cluster_id: Annotated[
+        str | None, typer.Option(metavar="HEX", help="With --join: refuse another cluster.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a node's folder: its secret key, its node.toml, and member.json to hand to the others.
 
-    Refuses to overwrite anything. Next: `bitnexus node genesis` with every node's member.json.
+    Refuses to overwrite anything. Next: `bitnexus node genesis` with every node's member.json, or
+    with --join, where the cluster runs already, `bitnexus member add` with this one's.
     """
-    from node.cli_init import MEMBER_FILE, NewNode, init_node  # noqa: PLC0415 - see the top
-    from node.cli_output import say, write_json  # noqa: PLC0415 - see the top
+    from node.cli_init import NewNode  # noqa: PLC0415 - see the top
+    from node.cli_new_node import make_node  # noqa: PLC0415 - see the top
 
+    if cluster_id is not None and join is None:
+        raise CommandError("--cluster-id is for --join", ExitCode.USAGE)
     new = NewNode(
         data_dir=data_dir,
         name=name,
@@ -276,23 +288,12 @@ def node_init(
         postgres_dsn=postgres,
         insecure_http=insecure_http,
     )
-    member = init_node(new)
-    if as_json:
-        write_json(
-            {
-                "name": member.name,
-                "public_key": member.public_key.hex(),
-                "peer": member.peer,
-                "http": member.http,
-                "data_dir": str(data_dir.absolute()),
-                "member_file": str((data_dir / MEMBER_FILE).absolute()),
-            }
-        )
-        return
-    say(f"{data_dir} is made for {member.name}, public key {member.public_key.hex()}")
-    say(f"next: hand {data_dir / MEMBER_FILE} to whoever runs `bitnexus node genesis`,")
-    say(f"      put the genesis.json you get into {data_dir},")
-    say(f"      then `bitnexus node run --data-dir {data_dir}`")
+    make_node(
+        new,
+        join_url=None if join is None else node_urls([join])[0],
+        cluster_id=cluster_id,
+        as_json=as_json,
+    )
 
 
 @node_app.command("genesis")
@@ -340,6 +341,34 @@ def node_run(
         raise
     if as_json:
         write_json({"exit_code": int(ExitCode.OK), "error": None})
+
+
+@node_app.command("recover")
+def node_recover(
+    *,
+    data_dir: Annotated[Path, typer.Option(help="The folder of the node that goes on alone.")],
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Needed: what only the others had recorded is lost.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do it. Without, only what it would do is shown.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with one stopped node of a cluster that has lost its majority for good.
+
+    Recorded transactions may be lost, so only when the other nodes will never run again. Without
+    --yes nothing is changed.
+    """
+    if not unsafe:
+        raise CommandError(
+            "this may lose recorded transactions: say --unsafe, and see README, "
+            '"When a majority is gone for good"',
+            ExitCode.USAGE,
+        )
+    from node.cli_recover import recover_node  # noqa: PLC0415 - see the top
+
+    recover_node(data_dir, is_meant=yes, as_json=as_json)
 
 
 def main() -> None:

@@ -57,6 +57,8 @@ class ExitCode(IntEnum):
     """A file that must not be overwritten is there."""
     INPUT = 22
     """An input file is absent or a line of it is no transaction."""
+    LOST_CHAIN = 23
+    """The chain of a node that has run before is gone: its identity must not run again."""
     CHANGE_REFUSED = 24
     """The cluster does not make this change of its members, now or ever; the message says why."""
     NOT_PROMOTED = 25

@@ -1,7 +1,9 @@
 """How a cluster of several machines begins: `node init` on each, then `node genesis` once.
 
-    node init      makes a data folder: identity.key (secret), member.json (to hand on), node.toml
-    node genesis   makes genesis.json out of all the member.json; a copy goes into each folder
+    node init         makes a data folder: identity.key (secret), member.json, node.toml
+    node genesis      makes genesis.json out of all the member.json; a copy goes into each folder
+    node init --join  makes the folder of a node that joins a running cluster: genesis.json and
+                      join.json, which says whom to ask for blocks, are in it from the start
 
 Nothing is ever overwritten. Relies on the core's genesis and the node's configuration.
 """
@@ -18,6 +20,7 @@ from consensus.membership import (
     Genesis,
     GenesisError,
     Member,
+    check_members,
     dump_genesis,
     genesis_block,
     load_genesis,
@@ -33,12 +36,12 @@ from node.config import (
     split_address,
 )
 from node.identity import IdentityError, create_identity
+from node.standing import JOIN_FILE, MEMBER_FILE, Invitation, dump_invitation, dump_member
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-MEMBER_FILE: Final = "member.json"
 _OWNER_ONLY: Final = 0o700
 
 
@@ -54,19 +57,33 @@ class NewNode:
     postgres_dsn: str | None = None
 
 
-def init_node(new: NewNode) -> Member:
-    """Make the data folder of a new node and return the member it is.
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """What a node that joins a running cluster was told of it."""
+
+    genesis: Genesis
+    invitation: Invitation
+
+
+def init_node(new: NewNode, cluster: Introduction | None = None) -> Member:
+    """Make a new node's data folder, for a running `cluster` or one to be; return its member.
 
     Raises:
-        CommandError: a value is wrong, the folder has content, or cannot be written.
+        CommandError: a value is wrong, a member of the cluster has it already, or the folder has
+            content or cannot be written.
     """
     settings = _checked_settings(new)
-    _refuse_content(new.data_dir)
+    _refuse_content(new.data_dir, may_have_genesis=cluster is None)
+    if cluster is not None:
+        _refuse_taken(new, cluster.invitation)
     try:
         new.data_dir.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
         identity = create_identity(new.data_dir / IDENTITY_FILE)
         member = Member(name=new.name, public_key=identity.public_key, peer=new.peer, http=new.http)
-        _write_new(new.data_dir / MEMBER_FILE, _dump_member(member))
+        _write_new(new.data_dir / MEMBER_FILE, dump_member(member))
+        if cluster is not None:
+            _write_new(new.data_dir / GENESIS_FILE, dump_genesis(cluster.genesis))
+            _write_new(new.data_dir / JOIN_FILE, dump_invitation(cluster.invitation))
         _write_new(new.data_dir / NODE_FILE, settings)
     except OSError as error:
         raise _unwritable(new.data_dir, error) from error
@@ -140,7 +157,25 @@ def _checked_settings(new: NewNode) -> str:
     return dump_toml(lines)
 
 
-def _refuse_content(folder: Path) -> None:
+def _refuse_taken(new: NewNode, invitation: Invitation) -> None:
+    """The cluster would refuse to add what shares its name or its peer address with a member."""
+    for member in invitation.members:
+        if member.name == new.name:
+            raise CommandError(
+                f"--name: {new.name} is a member already: choose another name, or remove that "
+                f"member first (`bitnexus member remove {new.name}`)",
+                ExitCode.ALREADY_THERE,
+            )
+    probe = Member(name=new.name, public_key=bytes(32), peer=new.peer, http=new.http)
+    try:
+        check_members((*invitation.members, probe))
+    except GenesisError as error:
+        field = error.path.rpartition(".")[2]
+        what = f"--peer: {new.peer} is that of a member" if field == "peer" else error.detail
+        raise CommandError(what, ExitCode.ALREADY_THERE) from error
+
+
+def _refuse_content(folder: Path, *, may_have_genesis: bool) -> None:
     """Only an absent or empty folder, or one with the genesis alone, becomes a node's."""
     try:
         names = {entry.name for entry in folder.iterdir()}
@@ -153,21 +188,17 @@ def _refuse_content(folder: Path) -> None:
             f"{folder} is a node's data folder already: nothing was changed",
             ExitCode.ALREADY_THERE,
         )
+    if GENESIS_FILE in names and not may_have_genesis:
+        raise CommandError(
+            f"{folder / GENESIS_FILE} is there already: a node that joins is told its genesis by "
+            "the cluster",
+            ExitCode.ALREADY_THERE,
+        )
     if names - {GENESIS_FILE}:
         raise CommandError(
             f"{folder} is not empty and is no node's data folder: choose another --data-dir",
             ExitCode.FOLDER_FOREIGN,
         )
-
-
-def _dump_member(member: Member) -> str:
-    document = {
-        "name": member.name,
-        "public_key": member.public_key.hex(),
-        "peer": member.peer,
-        "http": member.http,
-    }
-    return json.dumps(document, indent=2) + "\n"
 
 
 def _load_json(file: Path) -> dict[str, object]:

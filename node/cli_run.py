@@ -25,7 +25,7 @@ from node.config import ConfigError, load_config
 from node.folder_lock import DataFolderInUseError
 from node.identity import IdentityError
 from node.indexer import IndexerFailedError
-from node.outcomes import NodeFailedError
+from node.outcomes import LostChainError, NodeFailedError
 from node.server import Node
 from node.transport import TransportError
 from storage.errors import (
@@ -52,6 +52,7 @@ _CODES: Final[tuple[tuple[type[BaseException], ExitCode], ...]] = (
     (GenesisError, ExitCode.CONFIG),
     (IdentityError, ExitCode.CONFIG),
     (DataFolderInUseError, ExitCode.FOLDER_IN_USE),
+    (LostChainError, ExitCode.LOST_CHAIN),
     (WrongClusterError, ExitCode.OTHER_CLUSTER),
     (FormatVersionError, ExitCode.FOLDER_FOREIGN),
     (DamagedBlockError, ExitCode.CORRUPT),

@@ -11,10 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from consensus.changes import ChangeKind
 from consensus.membership import Genesis, GenesisError, load_genesis
-from node.audit import Finding, audit_index, audit_store
+from node.api.answers import time_text
+from node.audit import Finding, MemberChange, audit_index, audit_store
 from node.cli_errors import CommandError, ExitCode
-from node.cli_output import print_table, progress_bar, write_json
+from node.cli_output import print_table, progress_bar, say, write_json
 from node.config import (
     CHAIN_FOLDER,
     GENESIS_FILE,
@@ -55,6 +57,8 @@ class Verdict:
     transactions: int
     note: str = ""
     finding: Finding | None = None
+    changes: tuple[MemberChange, ...] = ()
+    """What the blocks that hold did to the membership."""
 
 
 def verify_all(
@@ -93,6 +97,8 @@ def show_verdicts(verdicts: Sequence[Verdict], *, as_json: bool) -> None:
     else:
         rows = [_row(verdict) for verdict in verdicts]
         print_table(("what", "where", "blocks", "transactions", "verdict"), rows, right=_NUMBERS)
+        for verdict in verdicts:
+            _say_changes(verdict)
     if bad is not None:
         raise CommandError(f"{bad.where}: {bad.finding}", ExitCode.VERIFY_FAILED)
 
@@ -105,6 +111,22 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
         words = f"{words}, {verdict.note}"
     blocks, transactions = f"{verdict.through + 1:,}", f"{verdict.transactions:,}"
     return verdict.subject, verdict.where, blocks, transactions, words
+
+
+def _say_changes(verdict: Verdict) -> None:
+    """Who the members are, where that changed, and, loudly, where a lost quorum was given up."""
+    if not verdict.changes:
+        return
+    members = ", ".join(verdict.changes[-1].members)
+    blocks = ", ".join(f"{one.index} ({one.kind} {one.member})" for one in verdict.changes)
+    say(f"members: {members}; changed in blocks {blocks} of {verdict.where}")
+    for one in verdict.changes:
+        if one.kind is ChangeKind.RECOVER:
+            say(
+                f"BREAK AT BLOCK {one.index} of {verdict.where}: at {time_text(one.timestamp_us)} "
+                f"{one.member} went on alone, without the consent of the other members; "
+                "what only they had recorded is not in this chain"
+            )
 
 
 def verify_folder(
@@ -208,12 +230,14 @@ def _verify_index(chain: ChainStore, data_dir: Path) -> Verdict:
 
 def _walk(subject: str, where: str, steps: Iterator[Step], *, total: int) -> Verdict:
     through, transactions, finding = -1, 0, None
+    changes: list[MemberChange] = []
     with progress_bar(f"verify {subject}", total=total) as move:
         for step in steps:
             finding = step.finding
             if finding is None:
                 through = step.index
                 transactions += step.transactions
+                changes += [] if step.change is None else [step.change]
                 move(step.index + 1)
     return Verdict(
         subject=subject,
@@ -221,6 +245,7 @@ def _walk(subject: str, where: str, steps: Iterator[Step], *, total: int) -> Ver
         through=through,
         transactions=transactions,
         finding=finding,
+        changes=tuple(changes),
     )
 
 

@@ -88,6 +88,7 @@ class _Walk:
             through=self._auditor.next_index - 1,
             transactions=self._transactions,
             finding=finding,
+            changes=tuple(self._auditor.changes),
         )
 
     def _check(self, detail: BlockDetail) -> Finding | None:

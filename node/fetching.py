@@ -5,6 +5,7 @@ Relies on the core for what is committed here and for taking what arrives; pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from consensus.messages import BlocksReply
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
 MAX_UNSAVED_BLOCKS: Final = MAX_RANGE_BLOCKS * RANGES_IN_FLIGHT
 """Beyond these, the disk is what everything waits for: nothing more is asked for."""
-MAX_SERVINGS: Final = 8
-"""Ranges served in one turn of the loop; whoever asked for more asks again."""
+MAX_SERVINGS: Final = RANGES_IN_FLIGHT
+"""Ranges that are being read for one peer; whoever asks for more asks again."""
+SLICE_BYTES: Final = 256 << 10
+"""Blocks taken in one turn of the loop: verifying them takes some ten milliseconds."""
 MAX_FORMER: Final = 9
 """Removed members that are kept in contact, the latest ones, so that they can be told."""
 
@@ -30,10 +33,12 @@ MAX_FORMER: Final = 9
 class Fetching:
     """What this member asks for and serves."""
 
-    def __init__(self, raft: Raft, seeds: Collection[MemberId]) -> None:
-        """`seeds` are whom to ask as long as the own chain does not name this member."""
+    def __init__(self, raft: Raft, seeds: Collection[MemberId], seeds_index: int) -> None:
+        """`seeds` were members when `seeds_index` was committed; see `peers`."""
         self._raft = raft
-        self._seeds = frozenset(seeds)
+        self._seeds = frozenset(seeds) - {raft.member}
+        self._seeds_index = seeds_index
+        self._reading: Counter[MemberId] = Counter()
         self._catch_up = CatchUp(election_max_us=raft.config.election_max_us, random=raft.random)
         self._envelopes: list[Envelope] = []
         self._servings: list[Serving] = []
@@ -42,18 +47,29 @@ class Fetching:
     def peers(self) -> dict[MemberId, Member | None]:
         """Whom to have connections with, and what the chain says of them.
 
-        The members of the latest membership; who was removed, in order to be told; and seeds, of
-        which the chain may not know yet: those have no member here.
+        The members of the latest membership, and who was removed, in order to be told. Seeds
+        besides: until this chain has come as far as they were told of, for what it says of them may
+        be out of date, and then as long as it does not name this member. The former have no member
+        here.
         """
         roster = self._raft.log.roster
-        peers: dict[MemberId, Member | None] = dict.fromkeys(self._seeds)
         taken = {member.peer for member in roster.latest.members}
         former = roster.former(self._raft.log.last_index).values()
         latest = sorted(former, key=lambda gone: gone[1])[-MAX_FORMER:]
-        peers |= {gone.public_key: gone for gone, _ in latest if gone.peer not in taken}
+        peers: dict[MemberId, Member | None] = {
+            gone.public_key: gone for gone, _ in latest if gone.peer not in taken
+        }
         peers |= {member.public_key: member for member in roster.latest.members}
+        if self._is_behind_seeds:
+            peers |= dict.fromkeys(self._seeds)
+        elif self._raft.member not in roster.latest.keys:
+            peers = dict.fromkeys(self._seeds) | peers
         peers.pop(self._raft.member, None)
         return peers
+
+    @property
+    def _is_behind_seeds(self) -> bool:
+        return self._raft.log.commit_index < self._seeds_index
 
     def go_on(self, now_us: int) -> bool:
         """Takes what has arrived, one answer in a turn of the loop, and asks for more.
@@ -61,7 +77,9 @@ class Fetching:
         True where more may be there for the next turn.
         """
         log, catch_up = self._raft.log, self._catch_up
-        fetched = catch_up.take(log.commit_index)
+        if self._raft.alarm is not None:
+            return False
+        fetched = catch_up.take(log.commit_index, SLICE_BYTES)
         if fetched is not None:
             self._raft.take_fetched(fetched.term, fetched.first, fetched.blocks)
             if log.commit_index < fetched.last_index:
@@ -82,14 +100,27 @@ class Fetching:
         if request.first < 1 or count < 1:
             reply = BlocksReply(self._raft.durable_term, request.first, through, ())
             self._envelopes.append(Envelope(source, Lane.CONTROL, reply))
-        elif len(self._servings) < MAX_SERVINGS:
+        elif self._reading[source] < MAX_SERVINGS:
+            self._reading[source] += 1
             count = min(count, MAX_RANGE_BLOCKS)
             term = self._raft.durable_term
             self._servings.append(Serving(source, request.first, count, term, through))
 
+    def served(self, target: MemberId) -> None:
+        """What was read for a peer has left, or could not be read."""
+        self._reading[target] -= 1
+
     def on_reply(self, source: MemberId, reply: BlocksReply, now_us: int) -> None:
         """Keeps what was asked for, for its turn."""
         self._catch_up.arrived(source, reply, now_us)
+
+    def heard(self, peer: MemberId) -> None:
+        """`peer` has said something, or is connected."""
+        self._catch_up.heard(peer)
+
+    def unreachable(self, peer: MemberId) -> None:
+        """The connection to `peer` broke."""
+        self._catch_up.unreachable(peer)
 
     def take_envelopes(self) -> list[Envelope]:
         """What to send now."""
@@ -103,11 +134,12 @@ class Fetching:
 
     def _ask(self, now_us: int) -> None:
         keys = self._raft.log.roster.latest.keys
-        able = keys if self._raft.member in keys else keys | self._seeds
+        if self._is_behind_seeds or self._raft.member not in keys:
+            keys |= self._seeds
         for target, request in self._catch_up.requests(
             now_us=now_us,
             commit_index=self._raft.log.commit_index,
             leader=self._raft.leader,
-            peers=able - {self._raft.member},
+            peers=keys - {self._raft.member},
         ):
             self._envelopes.append(Envelope(target, Lane.CONTROL, request))

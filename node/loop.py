@@ -78,6 +78,7 @@ class MemberLoop:
         self._on_failure = on_failure
         self._guard = FailureGuard(self._fail)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._server = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._applied_waiters: list[asyncio.Future[None]] = []
         self._leader_waiters: list[asyncio.Future[None]] = []
@@ -127,6 +128,7 @@ class MemberLoop:
     async def close(self) -> None:
         """Waits for the save and the read under way, so that the chain can be closed."""
         await asyncio.to_thread(self._reader.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._server.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._writer.shutdown)
 
     def submit(self, submission: Submission) -> None:
@@ -274,11 +276,12 @@ class MemberLoop:
     def _serve(self, serving: Serving) -> None:
         """Reads, verifies and encodes in a thread what a peer fetches."""
         work = self._loop.run_in_executor(
-            self._reader, lambda: encode_message(serve(self._chain, serving))
+            self._server, lambda: encode_message(serve(self._chain, serving))
         )
         work.add_done_callback(partial(self._on_served, serving.target))
 
     def _on_served(self, target: MemberId, done: asyncio.Future[bytes]) -> None:
+        self._replica.served(target)
         if done.cancelled() or not self._running:
             return
         error = done.exception()

@@ -115,6 +115,11 @@ class ClusterStatus:
     """The cluster as this node sees it. `leader` is a member's name, or None."""
 
     cluster_id: bytes
+    incarnation: bytes
+    """The last block that gave up a lost quorum, by its hash; the cluster id where there is none.
+
+    Nodes of different incarnations never talk.
+    """
     name: str
     node: str
     role: str

@@ -80,11 +80,9 @@ class Replica:
         lookup: Lookup,
         limits: QueueLimits,
         seeds: Collection[MemberId] = (),
+        seeds_index: int = 0,
     ) -> None:
-        """`lookup` must answer for every block through the core's applied index.
-
-        `seeds` are members that a node which is not one itself yet may ask for blocks.
-        """
+        """`lookup` answers for all that is applied; for the seeds see `Fetching`."""
         self.raft = raft
         self.dropped: Counter[str] = Counter()
         self.transactions_applied = 0
@@ -105,7 +103,7 @@ class Replica:
         self._envelopes: list[Envelope] = []
         self._recorded: list[Recorded] = []
         self._barriers = Barriers(patience_us=raft.config.election_min_us)
-        self._fetching = Fetching(raft, seeds)
+        self._fetching = Fetching(raft, seeds, seeds_index)
         self._membership: Membership | None = None
         self._changes = OpenChanges()
 
@@ -156,6 +154,7 @@ class Replica:
 
     def receive(self, source: MemberId, message: AnyMessage) -> None:
         """Takes one decoded message from an authenticated member."""
+        self._fetching.heard(source)
         match message:
             case Forward():
                 self._on_forward(source, message)
@@ -228,6 +227,7 @@ class Replica:
     def unreachable(self, peer: MemberId) -> None:
         """The connection to `peer` broke."""
         self.raft.unreachable(peer)
+        self._fetching.unreachable(peer)
 
     def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
         """Seals the block that makes `change`; `on_settled` says later whether it is committed.
@@ -245,8 +245,13 @@ class Replica:
 
     def reachable(self, peer: MemberId) -> None:
         """The connection to `peer` is there (again): what was sent to it before may be lost."""
+        self._fetching.heard(peer)
         if peer == self._leader:
             self._offer_everything_again()
+
+    def served(self, target: MemberId) -> None:
+        """What `Effects.servings` asked for has left, or could not be read."""
+        self._fetching.served(target)
 
     def flushed(self, index: int) -> None:
         """The index store answers for everything through `index`."""

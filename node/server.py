@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from consensus.block import Block
+    from consensus.membership import Member
     from node.config import NodeConfig
     from storage.recent import Place
 
@@ -275,7 +276,12 @@ class Node:
     def status(self) -> ClusterStatus:
         """The cluster as this node sees it."""
         return cluster_status(
-            self._standing.genesis.name, self.config.name, self.cluster_id, self._raft, self.alarms
+            self._standing.genesis.name,
+            self.config.name,
+            self._raft,
+            cluster_id=self.cluster_id,
+            incarnation=self._standing.incarnation(self._raft.log.roster),
+            alarms=self.alarms,
         )
 
     async def _hand_over(self) -> None:
@@ -364,7 +370,8 @@ class Node:
             recent=recent,
             lookup=self._lookup,
             limits=QueueLimits(config.queue_transactions, config.queue_bytes),
-            seeds=self._standing.seeds(),
+            seeds=self._standing.seeds,
+            seeds_index=self._standing.seeds_index,
         )
         self._loop = MemberLoop(
             replica=self._replica,
@@ -387,14 +394,11 @@ class Node:
     async def _open_transport(self, opened: AsyncExitStack) -> None:
         """The sockets to and from the peers, at the address that the chain has for this node."""
         config = self.config
-        roster = self._raft.log.roster
-        own = self._standing.member(roster)
-        if own.name != config.name:
-            detail = f"{config.name} is called {own.name} in the cluster"
-            raise ConfigError(file=None, key="name", detail=detail)
+        own = self._standing.member(self._raft.log)
+        _check_name(config, own)
         self._transport = Transport(
             identity=self._standing.identity,
-            cluster_id=self._standing.incarnation(roster),
+            cluster_id=self._standing.incarnation(self._raft.log.roster),
             bind=config.peer_bind or own.peer,
             on_message=self._loop.receive,
             on_disconnect=self._loop.unreachable,
@@ -421,7 +425,7 @@ class Node:
 
     def _connect_peers(self) -> None:
         """Connections follow the chain; of whom it does not know, the invitation tells."""
-        seeds = self._standing.seeds()
+        seeds = self._standing.seeds
         self._transport.set_peers(
             {key: (known or seeds[key]).peer for key, known in self._replica.peers.items()}
         )
@@ -476,6 +480,12 @@ class Node:
             read = await asyncio.to_thread(lambda: [self._chain.block(index) for index in old])
             blocks.update(zip(old, read, strict=True))
         return {index: block for index, block in blocks.items() if block is not None}
+
+
+def _check_name(config: NodeConfig, own: Member) -> None:
+    if own.name != config.name:
+        detail = f"{config.name} is called {own.name} in the cluster"
+        raise ConfigError(file=None, key="name", detail=detail)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consensus.block import Block
+    from consensus.log import Log
     from consensus.roster import Roster
     from node.config import NodeConfig
 
@@ -43,14 +44,19 @@ class _MemberDocument(msgspec.Struct, forbid_unknown_fields=True):
 
 class _JoinDocument(msgspec.Struct, forbid_unknown_fields=True):
     incarnation: str
+    index: int
     members: list[_MemberDocument]
 
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What a joining node was told: the cluster's incarnation, and who is a member."""
+    """What a node was told when it joined: the cluster's incarnation, and who was a member.
+
+    `index` was committed then: what a chain that has not come so far says of them may be old.
+    """
 
     incarnation: bytes
+    index: int
     members: tuple[Member, ...]
 
 
@@ -67,24 +73,33 @@ class Standing:
     def incarnation(self, roster: Roster) -> bytes:
         """The incarnation of the cluster that this node belongs to.
 
-        A chain that has just begun does not know it yet.
+        A chain that has not come as far as the invitation does not know it yet.
         """
-        if self.invitation is not None and roster.latest_index == 0:
-            return self.invitation.incarnation
+        invitation = self.invitation
+        if invitation is not None and invitation.incarnation not in roster.incarnations:
+            return invitation.incarnation
         return roster.incarnation
 
+    @property
     def seeds(self) -> dict[bytes, Member]:
-        """Members to ask, by key, as long as the chain does not name this node."""
-        members = self.invitation.members if self.invitation else self.genesis.members
+        """The members that the invitation names, by key."""
+        members = self.invitation.members if self.invitation else ()
         return {member.public_key: member for member in members}
 
-    def member(self, roster: Roster) -> Member:
+    @property
+    def seeds_index(self) -> int:
+        """How far the cluster had committed when the invitation was made."""
+        return self.invitation.index if self.invitation else 0
+
+    def member(self, log: Log) -> Member:
         """This node as the chain has it, or as its own folder has it before it is a member.
 
         Raises:
             ConfigError: neither knows it.
         """
-        key = self.identity.public_key
+        key, roster = self.identity.public_key, log.roster
+        if log.commit_index < self.seeds_index and key in self.seeds:
+            return self.seeds[key]
         for member in roster.latest.members:
             if member.public_key == key:
                 return member
@@ -156,13 +171,14 @@ def load_invitation(file: Path) -> Invitation:
         raise ConfigError(file=file, key="", detail=str(error)) from error
     if len(incarnation) != HASH_BYTES:
         raise ConfigError(file=file, key="incarnation", detail="must be 64 hex digits")
-    return Invitation(incarnation, members)
+    return Invitation(incarnation, document.index, members)
 
 
 def dump_invitation(invitation: Invitation) -> str:
     """Write `join.json`; `load_invitation` reads the same back."""
     document = {
         "incarnation": invitation.incarnation.hex(),
+        "index": invitation.index,
         "members": [json.loads(dump_member(member)) for member in invitation.members],
     }
     return json.dumps(document, indent=2) + "\n"

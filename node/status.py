@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 
 def cluster_status(
-    name: str, node: str, cluster_id: bytes, raft: Raft, alarms: tuple[str, ...]
+    name: str,
+    node: str,
+    raft: Raft,
+    *,
+    cluster_id: bytes,
+    incarnation: bytes,
+    alarms: tuple[str, ...],
 ) -> ClusterStatus:
     """The cluster called `name` as the member `node` sees it."""
     membership = raft.log.roster.latest
@@ -33,6 +39,7 @@ def cluster_status(
     commit_index = raft.log.commit_index
     return ClusterStatus(
         cluster_id=cluster_id,
+        incarnation=incarnation,
         name=name,
         node=node,
         role=raft.role.value,

@@ -87,6 +87,7 @@ def cluster_answer(status: ClusterStatus) -> shapes.Cluster:
     """Return the cluster as it is sent."""
     return shapes.Cluster(
         cluster_id=status.cluster_id.hex(),
+        incarnation=status.incarnation.hex(),
         name=status.name,
         node=status.node,
         role=status.role,

@@ -268,6 +268,7 @@ class Cluster(Shape, frozen=True, kw_only=True):
     """The cluster as the node sees it."""
 
     cluster_id: Hash
+    incarnation: Hash
     name: str
     node: str
     role: str

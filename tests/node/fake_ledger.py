@@ -63,7 +63,7 @@ class FakeNode:
         self.name = "node1"
         self.catching_up_to: int | None = None
         self._sealer = Sealer(key, genesis.hash, random.Random(1))
-        self.cluster_id = genesis.hash
+        self.cluster_id = self.incarnation = genesis.hash
         self.blocks: list[Block] = [genesis]
         self._tip = tip_after(None, genesis)
         self._receipts: dict[bytes, tuple[Receipt, bytes]] = {}
@@ -197,6 +197,7 @@ class FakeNode:
         self.administration.look()
         return ClusterStatus(
             cluster_id=self.cluster_id,
+            incarnation=self.incarnation,
             name="test",
             node=self.name,
             role="leader" if self.leader == self.name else "follower",

@@ -12,7 +12,7 @@ from consensus.changes import ChangeError, ChangeRefusal, Membership
 from consensus.membership import Member
 from node.administration import Administration
 from node.server import Node
-from tests.node.test_server import cluster_folders
+from tests.node.real_nodes import cluster_folders
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

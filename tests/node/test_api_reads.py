@@ -351,6 +351,7 @@ async def test_the_cluster_is_shown(stage: Stage) -> None:
     }
     assert {
         "cluster_id": stage.node.cluster_id.hex(),
+        "incarnation": stage.node.cluster_id.hex(),
         "name": "test",
         "node": "node1",
         "role": "leader",

@@ -42,6 +42,7 @@ def test_all_the_commands_are_there() -> None:
         ("node", "init"),
         ("node", "genesis"),
         ("node", "run"),
+        ("node", "recover"),
         ("submit",),
         ("transactions",),
         ("receipt",),

@@ -234,6 +234,7 @@ async def test_reads_go_to_another_node_too() -> None:
         200,
         {
             "cluster_id": "ab" * 32,
+            "incarnation": "ab" * 32,
             "name": "test",
             "node": "n2",
             "role": "leader",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import uuid
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from consensus.block import InvalidTransactionError, encode_transaction
-from consensus.membership import Genesis, Member, dump_genesis
-from node.config import ConfigError, NodeConfig
+from node.config import ConfigError
 from node.folder_lock import DataFolderInUseError
 from node.identity import create_identity
 from node.outcomes import (
@@ -27,50 +25,10 @@ from node.outcomes import (
 from node.server import Node
 from node.submissions import Submission
 from storage.errors import BlockNotFoundError, StorageFailedError
+from tests.node.real_nodes import cluster_folders, start_all
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from node.identity import Identity
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def cluster_folders(base: Path, size: int) -> list[NodeConfig]:
-    """The set-up data folders of a new cluster."""
-    identities: dict[str, Identity] = {}
-    for number in range(1, size + 1):
-        folder = base / f"node{number}"
-        folder.mkdir()
-        identities[folder.name] = create_identity(folder / "identity.key")
-    members = tuple(
-        Member(
-            name=name,
-            public_key=identity.public_key,
-            peer=f"127.0.0.1:{port}",
-            http=f"127.0.0.1:{port}",
-        )
-        for (name, identity), port in zip(identities.items(), free_ports(size), strict=True)
-    )
-    text = dump_genesis(Genesis(name="test", created_us=1_700_000_000_000_000, members=members))
-    for name in identities:
-        (base / name / "genesis.json").write_text(text, encoding="utf-8")
-    return [NodeConfig(data_dir=base / name, name=name, http_port=0) for name in identities]
-
-
-async def start_all(stack: AsyncExitStack, configs: list[NodeConfig]) -> list[Node]:
-    """Starts every node; they stop with the stack."""
-    nodes = [Node(config) for config in configs]
-    for node in nodes:
-        await stack.enter_async_context(node)
-    return nodes
 
 
 @pytest.mark.asyncio

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consensus.block import tip_after
+from consensus.changes import ChangeKind
 from consensus.merkle import leaf_hash, verify_consistency, verify_inclusion
 from consensus.ready import HardState
 from storage.chain import ChainStore
 from storage.errors import BlockNotFoundError
 from storage.memory import MemoryChain
 from tests.storage.builders import RESERVE_BYTES, Author
+from tests.storage.society import Society
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -195,6 +197,50 @@ def test_proofs_end_with_the_chain(chain: Chain, author: Author) -> None:
         chain.history_inclusion(0, 4)
     with pytest.raises(BlockNotFoundError):
         chain.history_consistency(0, 4)
+
+
+@pytest.fixture
+def society() -> Society:
+    """Members that change; the fixture `society_chain` holds their genesis."""
+    return Society(3)
+
+
+@pytest.fixture(params=["lmdb", "memory"])
+def society_chain(
+    request: pytest.FixtureRequest, society: Society, tmp_path: Path
+) -> Iterator[Chain]:
+    """A chain that holds the society's genesis."""
+    store: Chain
+    if request.param == "memory":
+        store = MemoryChain(society.genesis)
+    else:
+        store = ChainStore.open(
+            tmp_path / "society", genesis=society.genesis, reserve_bytes=RESERVE_BYTES
+        )
+    yield store
+    store.close()
+
+
+def test_blocks_that_change_the_members_are_listed(society_chain: Chain, society: Society) -> None:
+    """In their order, whichever save they came with; a user's transactions are none."""
+    assert [] == society_chain.change_indexes()
+    append(society_chain, [society.record(), society.change(ChangeKind.ADD, 4), society.record()])
+    append(society_chain, [society.change(ChangeKind.PROMOTE, 4)])
+    append(society_chain, [society.change(ChangeKind.REMOVE, 1), society.record()])
+    assert [2, 4, 5] == society_chain.change_indexes()
+
+
+def test_a_truncation_takes_changes_back(society_chain: Chain, society: Society) -> None:
+    """Those of the new branch take their place, and a cut alone leaves fewer."""
+    blocks = [society.change(ChangeKind.ADD, 4), society.record()]
+    append(society_chain, [*blocks, society.change(ChangeKind.PROMOTE, 4)])
+    assert [1, 3] == society_chain.change_indexes()
+    other = Society(3)
+    branch = [other.record(term=2), other.record(term=2), other.change(ChangeKind.ADD, 5, term=2)]
+    society_chain.save(hard_state=None, truncate_from=1, blocks=branch)
+    assert [3] == society_chain.change_indexes()
+    society_chain.save(hard_state=None, truncate_from=3, blocks=())
+    assert [] == society_chain.change_indexes()
 
 
 def test_a_save_with_a_gap_is_refused(chain: Chain, author: Author) -> None:

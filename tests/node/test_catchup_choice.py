@@ -1,0 +1,89 @@
+"""Whom a member that is far behind asks: those who answer, and else the leader."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+
+import pytest
+
+from consensus.messages import BlocksReply
+from node.catchup import FIRST_PATIENCE_US, PATIENCE_US, SILENCE_SHUN_US, CatchUp
+
+LEADER, ONE, TWO = (bytes([number]) * 32 for number in (9, 1, 2))
+PEERS = (LEADER, ONE, TWO)
+STEP_US = 100_000
+
+
+@pytest.fixture
+def catch_up() -> CatchUp:
+    """A member that lacks a thousand blocks."""
+    catch_up = CatchUp(election_max_us=600_000, random=Random(1))
+    catch_up.target_index = 1_000
+    return catch_up
+
+
+def asked(catch_up: CatchUp, now_us: int) -> list[bytes]:
+    """Whom it asks at a moment, without a block of its own."""
+    requests = catch_up.requests(now_us=now_us, commit_index=0, leader=LEADER, peers=PEERS)
+    return [target for target, _ in requests]
+
+
+def test_the_leader_is_asked_where_nobody_else_answers(catch_up: CatchUp) -> None:
+    """Two silent members must not be waited for in turns for ever."""
+    now_us = 0
+    while LEADER not in asked(catch_up, now_us):
+        now_us += STEP_US
+        assert now_us <= 2 * PATIENCE_US
+
+
+def test_who_stays_silent_is_asked_less_and_less(catch_up: CatchUp) -> None:
+    """Each time after twice as long; and as soon as ever once it has answered."""
+    asked_at = [
+        now_us
+        for now_us in range(0, 60 * PATIENCE_US, STEP_US)
+        for target, _ in catch_up.requests(now_us=now_us, commit_index=0, leader=None, peers=[ONE])
+        if target == ONE
+    ]
+    pauses = [
+        later - earlier - FIRST_PATIENCE_US for earlier, later in itertools.pairwise(asked_at)
+    ]
+    assert [SILENCE_SHUN_US << times for times in range(len(pauses))] == pauses
+    assert len(pauses) >= 3
+
+
+def test_an_answer_makes_up_for_silence(catch_up: CatchUp) -> None:
+    """Who answers after a while is shunned no longer than anyone the next time."""
+    now_us = 0
+    for _ in range(2):
+        assert [ONE] == sole(catch_up, now_us)
+        now_us += PATIENCE_US
+        assert [] == sole(catch_up, now_us)
+        now_us += SILENCE_SHUN_US
+        assert [ONE] == sole(catch_up, now_us)
+        reply = BlocksReply(1, first=1, commit_index=1_000, blocks=(b"block",))
+        assert catch_up.arrived(ONE, reply, now_us)
+        catch_up.take(0, 1)
+
+
+def sole(catch_up: CatchUp, now_us: int) -> list[bytes]:
+    """Whom it asks where there is but one."""
+    requests = catch_up.requests(now_us=now_us, commit_index=0, leader=None, peers=[ONE])
+    return [target for target, _ in requests][:1]
+
+
+def test_who_is_connected_is_asked_first(catch_up: CatchUp) -> None:
+    """Nobody waits for an answer from those that are known to be away."""
+    catch_up.heard(TWO)
+    catch_up.heard(LEADER)
+    assert [TWO] == asked(catch_up, 0)
+
+
+def test_what_was_asked_of_a_broken_connection_is_asked_of_another(catch_up: CatchUp) -> None:
+    """At once, not only after the time for an answer is over."""
+    catch_up.heard(ONE)
+    catch_up.heard(LEADER)
+    assert [ONE] == asked(catch_up, 0)
+    assert [] == asked(catch_up, 1)
+    catch_up.unreachable(ONE)
+    assert [LEADER] == asked(catch_up, 2)
