@@ -296,6 +296,22 @@ def node_init(
     )
 
 
+@node_app.command("rejoin")
+def node_rejoin(
+    *,
+    data_dir: Annotated[Path, typer.Option(help="The folder of a node that was away.")],
+    node: Annotated[
+        str,
+        typer.Option("--node", metavar="URL", help="The HTTP address of a node of the cluster."),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell a node who the members are now, where so many moved meanwhile that it finds none."""
+    from node.cli_new_node import rejoin  # noqa: PLC0415 - see the top
+
+    rejoin(data_dir, node_urls([node])[0], as_json=as_json)
+
+
 @node_app.command("genesis")
 def node_genesis(
     *,

@@ -225,6 +225,20 @@ def _name_file(error: GenesisError, files: Sequence[Path]) -> CommandError:
     return CommandError(f"{file}: {what}", ExitCode.INPUT)
 
 
+def replace_invitation(data_dir: Path, invitation: Invitation) -> None:
+    """Write `join.json` anew, in one step that survives a power cut; raises CommandError."""
+    file = data_dir / JOIN_FILE
+    new = file.with_name(f"{file.name}.new")
+    try:
+        with new.open("w", encoding="utf-8") as stream:
+            stream.write(dump_invitation(invitation))
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
 def _write_new(file: Path, text: str) -> None:
     """Write a file that must not be there yet, durably. Raises OSError, CommandError."""
     try:

@@ -1,4 +1,4 @@
-"""What `bitnexus node init` says of the folder it has made, and which commands come next.
+"""What `bitnexus node init` and `node rejoin` do with a folder, and which commands come next.
 
 Relies on `node.cli_init` for the folder, and on `node.cli_join` where the cluster runs already.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from node.cli_errors import CommandError, ExitCode
 from node.cli_init import cluster_id as genesis_id
-from node.cli_init import init_node
+from node.cli_init import init_node, replace_invitation
 from node.cli_output import say, write_json
-from node.standing import MEMBER_FILE
+from node.config import load_config
+from node.standing import JOIN_FILE, MEMBER_FILE, load_standing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +55,32 @@ def make_node(new: NewNode, *, join_url: str | None, cluster_id: str | None, as_
         say(f"      then `bitnexus node run --data-dir {new.data_dir}`")
         return
     _say_joining(new.data_dir, file, join_url, cluster)
+
+
+def rejoin(data_dir: Path, url: str, *, as_json: bool) -> None:
+    """Tell the node of a folder anew who the members are and where, as the node at `url` knows.
+
+    Raises:
+        CommandError: no answer, another cluster, or one that this node is no member of.
+    """
+    from node.cli_join import introduce  # noqa: PLC0415 - brings the HTTP client
+
+    standing = load_standing(load_config(data_dir))
+    expected = genesis_id(standing.genesis)
+    cluster = introduce(url, cluster_id=expected, timeout_s=ASK_S)
+    members = cluster.invitation.members
+    if standing.identity.public_key not in {member.public_key for member in members}:
+        detail = (
+            f"{data_dir} is of no member of this cluster: to come back, make a new folder "
+            f"(`bitnexus node init --join {url}`) and add that one"
+        )
+        raise CommandError(detail, ExitCode.REFUSED)
+    replace_invitation(data_dir, cluster.invitation)
+    if as_json:
+        write_json(_cluster_document(cluster))
+        return
+    say(f"{data_dir / JOIN_FILE} names {', '.join(member.name for member in members)}")
+    say("it holds from the next start of the node until its chain has come that far")
 
 
 def _cluster_document(cluster: Introduction) -> dict[str, object]:

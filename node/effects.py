@@ -46,7 +46,7 @@ class Effects:
 
     For each of `recorded` it reads the block, beside the loop, and calls `answer_recorded`. For
     each of `servings` it reads the blocks, beside the loop, and sends what `catchup.serve` makes of
-    them. `has_new_members` asks for the connections of `Replica.peers`. `more` asks for another
+    them. `has_new_members` asks for the connections of `Fetching.peers`. `more` asks for another
     pump as soon as other work had its turn.
     """
 

@@ -66,7 +66,7 @@ class MemberLoop:
             chain: where saves go; only this object writes to it.
             tick_s: how often time passes for the replica, in seconds.
             on_applied: takes the index up to which blocks are applied, each time it rises.
-            on_members: called when `Replica.peers` may have changed.
+            on_members: called when `Fetching.peers` may have changed.
             on_failure: takes the exception that must stop the node.
         """
         self.dropped: Counter[str] = Counter()
@@ -108,8 +108,8 @@ class MemberLoop:
         return self._call(lambda: self._replica.change_membership(change, on_settled))
 
     def transfer_leadership(self, target: MemberId | None) -> None:
-        """Begins to hand over; see `Replica.transfer_leadership`. Raises ChangeError."""
-        self._call(lambda: self._replica.transfer_leadership(target))
+        """Begins to hand over; see `Raft.transfer_leadership`. Raises ChangeError."""
+        self._call(lambda: self._replica.raft.transfer_leadership(target))
 
     async def wait_leader_news(self) -> None:
         """Waits until someone else leads than now, or nobody does."""
@@ -281,7 +281,7 @@ class MemberLoop:
         work.add_done_callback(partial(self._on_served, serving.target))
 
     def _on_served(self, target: MemberId, done: asyncio.Future[bytes]) -> None:
-        self._replica.served(target)
+        self._replica.fetching.served(target)
         if done.cancelled() or not self._running:
             return
         error = done.exception()

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from consensus.block import Block
     from consensus.changes import Change, Membership
     from consensus.leadership import Leadership
-    from consensus.membership import Member
     from consensus.messages import AnyMessage, MemberId
     from consensus.raft import Raft
     from consensus.ready import ConfirmedRead, Save
@@ -103,7 +102,7 @@ class Replica:
         self._envelopes: list[Envelope] = []
         self._recorded: list[Recorded] = []
         self._barriers = Barriers(patience_us=raft.config.election_min_us)
-        self._fetching = Fetching(raft, seeds, seeds_index)
+        self.fetching = Fetching(raft, seeds, seeds_index)
         self._membership: Membership | None = None
         self._changes = OpenChanges()
 
@@ -133,11 +132,6 @@ class Replica:
             )
         return self.raft.alarm
 
-    @property
-    def peers(self) -> dict[MemberId, Member | None]:
-        """Whom to have connections with; see `Fetching.peers`."""
-        return self._fetching.peers
-
     # Inputs
 
     def advance(self, now_us: int, wall_us: int) -> None:
@@ -154,16 +148,16 @@ class Replica:
 
     def receive(self, source: MemberId, message: AnyMessage) -> None:
         """Takes one decoded message from an authenticated member."""
-        self._fetching.heard(source)
+        self.fetching.heard(source)
         match message:
             case Forward():
                 self._on_forward(source, message)
             case ForwardRefusal():
                 self._on_forward_refusal(message)
             case BlocksRequest():
-                self._fetching.on_request(source, message)
+                self.fetching.on_request(source, message)
             case BlocksReply():
-                self._fetching.on_reply(source, message, self._now_us)
+                self.fetching.on_reply(source, message, self._now_us)
             case _:
                 self.raft.step(source, message)
 
@@ -227,7 +221,7 @@ class Replica:
     def unreachable(self, peer: MemberId) -> None:
         """The connection to `peer` broke."""
         self.raft.unreachable(peer)
-        self._fetching.unreachable(peer)
+        self.fetching.unreachable(peer)
 
     def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
         """Seals the block that makes `change`; `on_settled` says later whether it is committed.
@@ -239,19 +233,11 @@ class Replica:
         self._changes.add(block, on_settled)
         return block
 
-    def transfer_leadership(self, target: MemberId | None) -> MemberId:
-        """Begins to hand over; see `Raft.transfer_leadership`."""
-        return self.raft.transfer_leadership(target)
-
     def reachable(self, peer: MemberId) -> None:
         """The connection to `peer` is there (again): what was sent to it before may be lost."""
-        self._fetching.heard(peer)
+        self.fetching.heard(peer)
         if peer == self._leader:
             self._offer_everything_again()
-
-    def served(self, target: MemberId) -> None:
-        """What `Effects.servings` asked for has left, or could not be read."""
-        self._fetching.served(target)
 
     def flushed(self, index: int) -> None:
         """The index store answers for everything through `index`."""
@@ -266,7 +252,7 @@ class Replica:
         self._ask_read()
         # While the index is behind, nothing is fetched.
         if self._recent.transactions < RECENT_TRANSACTIONS:
-            has_more = self._fetching.go_on(self._now_us) or has_more
+            has_more = self.fetching.go_on(self._now_us) or has_more
         ready = self.raft.ready()
         for block in ready.committed:
             self._apply(block)
@@ -276,13 +262,13 @@ class Replica:
         for outgoing in ready.messages:
             lane = _lane_of(outgoing.message)
             self._envelopes.append(Envelope(outgoing.target, lane, outgoing.message))
-        envelopes = (*self._envelopes, *self._fetching.take_envelopes())
+        envelopes = (*self._envelopes, *self.fetching.take_envelopes())
         self._envelopes = []
         recorded, self._recorded = tuple(self._recorded), []
         more = bool(ready.committed or ready.reads) or has_more
         has_new_members = self._membership is not self.raft.log.roster.latest
         self._membership = self.raft.log.roster.latest
-        servings = self._fetching.take_servings()
+        servings = self.fetching.take_servings()
         return Effects(envelopes, ready.save, recorded, servings, has_new_members, more)
 
     # Leadership

@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
@@ -29,6 +29,7 @@ from node.administration import Administration
 from node.checkpointer import Checkpointer
 from node.config import LOCK_FILE, ConfigError
 from node.folder_lock import FolderLock
+from node.futures import cancelled, resolver
 from node.indexer import Indexer
 from node.loop import TICKS_PER_HEARTBEAT, MemberLoop
 from node.mempool import QueueLimits
@@ -57,7 +58,7 @@ from storage.recent import Lookup, RecentIndex
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
     from consensus.block import Block
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from node.config import NodeConfig
     from storage.recent import Place
 
-Value = TypeVar("Value")
 _log = structlog.get_logger("node")
 MICROS_PER_MILLI: Final = 1_000
 
@@ -191,7 +191,7 @@ class Node:
         submission = Submission(
             transactions,
             wait=wait,
-            on_done=_resolver(done),
+            on_done=resolver(done),
             on_released=lambda: self._forget(submission, timer),
         )
         self._submissions.add(submission)
@@ -214,7 +214,7 @@ class Node:
         """
         self._check_running()
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        number = self._loop.read(_resolver(done))
+        number = self._loop.read(resolver(done))
         try:
             return await asyncio.wait_for(done, timeout_s)
         except TimeoutError as error:
@@ -421,13 +421,13 @@ class Node:
             )
             task = asyncio.get_running_loop().create_task(self._checkpointer.run())
             task.add_done_callback(self._on_checkpointer_end)
-            opened.push_async_callback(_cancelled, task)
+            opened.push_async_callback(cancelled, task)
 
     def _connect_peers(self) -> None:
         """Connections follow the chain; of whom it does not know, the invitation tells."""
         seeds = self._standing.seeds
         self._transport.set_peers(
-            {key: (known or seeds[key]).peer for key, known in self._replica.peers.items()}
+            {key: (known or seeds[key]).peer for key, known in self._replica.fetching.peers.items()}
         )
 
     def _leave(self) -> None:
@@ -486,19 +486,3 @@ def _check_name(config: NodeConfig, own: Member) -> None:
     if own.name != config.name:
         detail = f"{config.name} is called {own.name} in the cluster"
         raise ConfigError(file=None, key="name", detail=detail)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    """Ends a task; its failure, if any, was taken by its done callback."""
-    task.cancel()
-    await asyncio.wait({task})
-
-
-def _resolver(future: asyncio.Future[Value]) -> Callable[[Value], None]:
-    """A callback that resolves the future, unless its waiter has given up."""
-
-    def resolve(value: Value) -> None:
-        if not future.done():
-            future.set_result(value)
-
-    return resolve

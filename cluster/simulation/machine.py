@@ -376,7 +376,7 @@ class Machine:
     def _serve(self, life: int, serving: Serving) -> None:
         """The reader's thread has the blocks that a peer fetches."""
         if life == self.life:
-            self.running.served(serving.target)
+            self.running.fetching.served(serving.target)
             raw = encode_message(serve(self.chain, serving))
             number = self._setting.numbers[serving.target]
             self._setting.send(self.number, number, Lane.BULK, raw)

@@ -49,7 +49,7 @@ START_US = 1_700_000_000_000_000
 class FakeNode:
     """What `node.api.interface.LedgerNode` asks for, without disk, peers or consensus."""
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: str = "test") -> None:
         key = SigningKey(bytes(32))
         self.member = Member(
             name="node1",
@@ -57,7 +57,7 @@ class FakeNode:
             peer="127.0.0.1:7001",
             http="127.0.0.1:8001",
         )
-        genesis = genesis_block(Genesis("test", START_US, (self.member,)))
+        genesis = genesis_block(Genesis(cluster, START_US, (self.member,)))
         self.administration = FakeAdministration(self)
         self.membership = Membership((self.member,))
         self.name = "node1"

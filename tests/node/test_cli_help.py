@@ -43,6 +43,7 @@ def test_all_the_commands_are_there() -> None:
         ("node", "genesis"),
         ("node", "run"),
         ("node", "recover"),
+        ("node", "rejoin"),
         ("submit",),
         ("transactions",),
         ("receipt",),

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from consensus.membership import dump_genesis, genesis_block, genesis_of, load_genesis
+from consensus.changes import Membership
+from consensus.membership import Member, dump_genesis, genesis_block, genesis_of, load_genesis
 from node.cli_errors import ExitCode
 from node.config import load_config
 from node.standing import Invitation, load_invitation, load_standing
@@ -136,3 +137,34 @@ def test_the_files_are_those_of_the_cluster(tmp_path: Path, node: FakeNode, url:
     genesis = load_genesis((tmp_path / "n4" / "genesis.json").read_text())
     assert node.cluster_id == genesis_block(genesis).hash
     assert (node.member,) == load_invitation(tmp_path / "n4" / "join.json").members
+
+
+def test_a_node_that_was_away_is_told_anew(tmp_path: Path, node: FakeNode, url: str) -> None:
+    """Who the members are now, and how far they have come; the folder is a member's own."""
+    join(tmp_path / "n1", url)
+    own = load_standing(load_config(tmp_path / "n1"))
+    moved = Member("n1", own.identity.public_key, "127.0.0.1:7009", "127.0.0.1:8009")
+    node.membership = Membership((moved,))
+    node.commit_ahead = 7
+    result = run("node", "rejoin", "--data-dir", tmp_path / "n1", "--node", url)
+    assert (0, "") == (result.code, result.stderr)
+    expected = Invitation(node.incarnation, node.commit_index, (moved,))
+    assert expected == load_invitation(tmp_path / "n1" / "join.json")
+
+
+def test_a_node_that_is_no_member_is_not_told(tmp_path: Path, url: str) -> None:
+    """Nothing is changed, and the line says what to do instead."""
+    join(tmp_path / "n1", url)
+    before = (tmp_path / "n1" / "join.json").read_bytes()
+    result = run("node", "rejoin", "--data-dir", tmp_path / "n1", "--node", url)
+    assert ExitCode.REFUSED == result.code
+    assert "is of no member of this cluster" in result.stderr
+    assert before == (tmp_path / "n1" / "join.json").read_bytes()
+
+
+def test_a_node_is_not_told_of_another_cluster(tmp_path: Path, url: str) -> None:
+    """Its genesis says which one it belongs to."""
+    join(tmp_path / "n1", url)
+    with serving(FakeNode("other")) as (other,):
+        result = run("node", "rejoin", "--data-dir", tmp_path / "n1", "--node", other)
+    assert ExitCode.OTHER_CLUSTER == result.code
