@@ -24,10 +24,11 @@ class Round:
         """The learner holds everything through `match_index`; the log ends at `last_index`.
 
         A round that ended within `within_us` leaves so little to send that a vote of the learner
-        would not hold the others up.
+        would not hold the others up. So does one that leaves nothing to send: while nothing new is
+        sealed, no further acknowledgement would come to end the next one.
         """
         if match_index < self.target_index:
             return
-        self.was_short = now_us - self.began_us < within_us
+        self.was_short = now_us - self.began_us < within_us or match_index >= last_index
         self.target_index = last_index
         self.began_us = now_us
