@@ -159,8 +159,13 @@ class Elector:
         A candidate whose own vote is not durable yet has a slow disk, not a lost election.
         """
         is_voting = self.role is Role.CANDIDATE and not self._is_durable
-        if self._save_is_slow() or is_voting or not self._is_elector():
+        if self._save_is_slow() or is_voting:
             self._patience.rest(self._now_us)
+            return
+        if not self._is_elector():
+            # Who cannot lead must not believe in a leader that is gone either: another one may be
+            # a member of whom only blocks tell that it has still to ask for.
+            self._become_follower(self.term)
             return
         self._become_pre_candidate()
         request = PreVoteRequest(self.term + 1, self.log.last_index, self.log.last_term)
