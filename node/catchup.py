@@ -30,8 +30,13 @@ MAX_RANGE_BYTES: Final = 1 << 20
 RANGES_IN_FLIGHT: Final = 4
 PATIENCE_US: Final = 2_000_000
 """An answer that takes longer is taken for lost, and another member is asked."""
+FIRST_PATIENCE_US: Final = 500_000
+"""As above, for a member's first answer: most of those that a new node is told of may be gone."""
 SHUN_US: Final = 1_000_000
 """Who did not answer, or has not got the blocks, is asked again after this long."""
+SILENT_US: Final = 30_000_000
+"""Who did not answer is asked after everybody else for this long, the leader included: the others
+that this member knows of may all have left the cluster since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class _Asked:
 
     through: int
     target: MemberId
-    sent_us: int
+    due_us: int
 
 
 class Fetched(NamedTuple):
@@ -69,6 +74,8 @@ class CatchUp:
         self._arrived: dict[int, Fetched] = {}
         self._shunned: dict[MemberId, int] = {}
         self._block_bytes: int | None = None
+        self._silent: dict[MemberId, int] = {}
+        self._tried: set[MemberId] = set()
         self._orphan_since_us: int | None = None
 
     def requests(
@@ -78,18 +85,21 @@ class CatchUp:
         commit_index: int,
         leader: MemberId | None,
         peers: Collection[MemberId],
+        seeds: Collection[MemberId] = (),
     ) -> list[tuple[MemberId, BlocksRequest]]:
-        """What to ask now, and whom; `commit_index` is how far this member has come."""
+        """What to ask now, and whom; `commit_index` is how far this member has come.
+
+        `seeds` are asked where no peer answers: all those that the chain knows may have left.
+        """
         self._forget_lost(now_us, commit_index)
         if self.target_index <= commit_index:
-            return self._ask_around(now_us, commit_index, leader, peers)
+            return self._ask_around(now_us, commit_index, leader, (peers, seeds))
         asked = []
         for first, through in self._open_ranges(commit_index):
-            target = self._choose(now_us, leader, peers)
+            target = self._choose(now_us, leader, (peers, seeds))
             if target is None:
                 break
-            self._asked[first] = _Asked(through, target, now_us)
-            asked.append((target, BlocksRequest(first, through)))
+            asked.append((target, self._ask(target, first, through, now_us)))
         return asked
 
     def arrived(self, source: MemberId, reply: BlocksReply, now_us: int) -> bool:
@@ -107,6 +117,10 @@ class CatchUp:
         self._arrived[reply.first] = Fetched(source, reply.first, blocks)
         return True
 
+    def heard(self, member: MemberId) -> None:
+        """That member lives."""
+        self._silent.pop(member, None)
+
     def shun(self, member: MemberId, now_us: int) -> None:
         """That member has not got the blocks, or not the right ones: ask others for a while."""
         self._shunned[member] = now_us + SHUN_US
@@ -118,9 +132,10 @@ class CatchUp:
     def _forget_lost(self, now_us: int, commit_index: int) -> None:
         """Ranges whose answer is overdue are open again; those left behind are of no use."""
         for first, asked in list(self._asked.items()):
-            if now_us - asked.sent_us >= PATIENCE_US:
+            if now_us >= asked.due_us:
                 del self._asked[first]
                 self.shun(asked.target, now_us)
+                self._silent[asked.target] = now_us + SILENT_US
         for known in (self._asked, self._arrived):
             for first in [first for first in known if first <= commit_index]:
                 del known[first]
@@ -158,7 +173,7 @@ class CatchUp:
         now_us: int,
         commit_index: int,
         leader: MemberId | None,
-        peers: Collection[MemberId],
+        known: Sequence[Collection[MemberId]],
     ) -> list[tuple[MemberId, BlocksRequest]]:
         """Without a leader for an election timeout: ask one member, and another after a while."""
         if leader is not None:
@@ -170,19 +185,33 @@ class CatchUp:
         if now_us - self._orphan_since_us < self._election_max_us or first in self._asked:
             return []
         self._orphan_since_us = now_us
-        target = self._choose(now_us, leader, peers)
+        target = self._choose(now_us, leader, known)
         if target is None:
             return []
-        self._asked[first] = _Asked(through, target, now_us)
-        return [(target, BlocksRequest(first, through))]
+        return [(target, self._ask(target, first, through, now_us))]
+
+    def _ask(self, target: MemberId, first: int, through: int, now_us: int) -> BlocksRequest:
+        patience_us = PATIENCE_US if target in self._tried else FIRST_PATIENCE_US
+        self._tried.add(target)
+        self._asked[first] = _Asked(through, target, now_us + patience_us)
+        return BlocksRequest(first, through)
 
     def _choose(
-        self, now_us: int, leader: MemberId | None, peers: Collection[MemberId]
+        self, now_us: int, leader: MemberId | None, known: Sequence[Collection[MemberId]]
     ) -> MemberId | None:
-        """Anyone who is not shunned, the leader last: it has enough to do."""
-        able = sorted(p for p in peers if self._shunned.get(p, 0) <= now_us)
-        others = [peer for peer in able if peer != leader]
-        return self._random.choice(others or able) if able else None
+        """Anyone who is not shunned: peers, the leader, seeds, then who was silent the longest.
+
+        The leader has enough to do; but it is alive, which of the others nobody knows.
+        """
+        able = [sorted(p for p in group if self._shunned.get(p, 0) <= now_us) for group in known]
+        heard = [
+            [p for p in group if p != leader and self._silent.get(p, 0) <= now_us] for group in able
+        ]
+        leading = [leader] if leader is not None and any(leader in group for group in able) else []
+        for group in (heard[0], leading, *heard[1:]):
+            if group:
+                return self._random.choice(group)
+        return min((p for group in able for p in group), key=self._silent.__getitem__, default=None)
 
 
 def serve(chain: Chain, serving: Serving) -> BlocksReply:

@@ -43,7 +43,8 @@ class Fetching:
         """Whom to have connections with, and what the chain says of them.
 
         The members of the latest membership; who was removed, in order to be told; and seeds, of
-        which the chain may not know yet: those have no member here.
+        which the chain may not know yet: those have no member here. Nor has a seed of a node that
+        joins, for its chain may end before that seed moved.
         """
         roster = self._raft.log.roster
         peers: dict[MemberId, Member | None] = dict.fromkeys(self._seeds)
@@ -52,6 +53,11 @@ class Fetching:
         latest = sorted(former, key=lambda gone: gone[1])[-MAX_FORMER:]
         peers |= {gone.public_key: gone for gone, _ in latest if gone.peer not in taken}
         peers |= {member.public_key: member for member in roster.latest.members}
+        if (
+            self._raft.member
+            not in roster.latest.keys | roster.former(self._raft.log.last_index).keys()
+        ):
+            peers |= dict.fromkeys(self._seeds)
         peers.pop(self._raft.member, None)
         return peers
 
@@ -70,6 +76,10 @@ class Fetching:
         if log.last_index - log.saved_index < MAX_UNSAVED_BLOCKS and self._raft.leadership is None:
             self._ask(now_us)
         return fetched is not None
+
+    def heard(self, source: MemberId) -> None:
+        """A peer has sent something, or is connected: it lives, and may be asked."""
+        self._catch_up.heard(source)
 
     def on_request(self, source: MemberId, request: BlocksRequest) -> None:
         """Serves committed blocks; who was a member is told of its removal, and no more."""
@@ -102,11 +112,12 @@ class Fetching:
 
     def _ask(self, now_us: int) -> None:
         keys = self._raft.log.roster.latest.keys
-        able = keys if self._raft.member in keys else keys | self._seeds
+        others = keys | self._seeds
         for target, request in self._catch_up.requests(
             now_us=now_us,
             commit_index=self._raft.log.commit_index,
             leader=self._raft.leader,
-            peers=able - {self._raft.member},
+            peers=(keys if self._raft.member in keys else others) - {self._raft.member},
+            seeds=others - {self._raft.member},
         ):
             self._envelopes.append(Envelope(target, Lane.CONTROL, request))

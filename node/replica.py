@@ -156,6 +156,7 @@ class Replica:
 
     def receive(self, source: MemberId, message: AnyMessage) -> None:
         """Takes one decoded message from an authenticated member."""
+        self._fetching.heard(source)
         match message:
             case Forward():
                 self._on_forward(source, message)
@@ -170,8 +171,7 @@ class Replica:
 
     def submit(self, submission: Submission) -> None:
         """Takes a client's transactions; canonical bytes, none of a reserved kind."""
-        obstacle = self.obstacle
-        if obstacle is not None:
+        if (obstacle := self.obstacle) is not None:
             for slot, wanted in enumerate(submission.ids):
                 submission.settle(slot, unavailable(wanted, obstacle))
             return
@@ -245,6 +245,7 @@ class Replica:
 
     def reachable(self, peer: MemberId) -> None:
         """The connection to `peer` is there (again): what was sent to it before may be lost."""
+        self._fetching.heard(peer)
         if peer == self._leader:
             self._offer_everything_again()
 
