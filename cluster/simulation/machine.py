@@ -30,7 +30,7 @@ from storage.memory import MemoryChain
 from storage.recent import Lookup, RecentIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nacl.signing import SigningKey
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from cluster.simulation.record import Trace
     from cluster.simulation.watch import Watch
     from consensus.block import Block
-    from consensus.messages import MemberId
+    from consensus.membership import Member
+    from consensus.messages import AnyMessage, MemberId
     from consensus.ready import Save
     from node.effects import Recorded, Serving
     from node.mempool import QueueLimits
@@ -77,23 +78,32 @@ class Setting:
     trace: Trace
     watch: Watch
     genesis: Block
-    voters: tuple[MemberId, ...]
     limits: QueueLimits
     wire: DatabaseWire
-    send: Callable[[int, int, Lane, bytes], None]
+    send: Callable[[Machine, MemberId, str, Lane, bytes], None]
+    """By whom, to which key, at which address."""
+    admitted: Callable[[Machine, MemberId], None]
+    """A machine lets in whom it did not know before."""
     numbers: dict[MemberId, int] = field(default_factory=dict)
+    """Which machine has, or had, a key."""
 
 
 class Machine:
     """One node of the cluster, up or down."""
 
     def __init__(self, number: int, key: SigningKey, setting: Setting, random: Random) -> None:
-        """Down, with a chain of nothing but genesis."""
+        """Down, with a chain of nothing but genesis; without a place in the cluster: `set_up`."""
         self.number = number
         self.name = f"node{number + 1}"
+        self.key = key
         self.member: MemberId = bytes(key.verify_key)
         self.chain = MemoryChain(setting.genesis)
         self.index = SimulatedIndex()
+        self.in_service = False
+        """Whether there is a data folder; a machine without one does not start."""
+        self.bind = self.listens_at = ""
+        self.seeds: Mapping[MemberId, Member] = {}
+        self.peers: dict[MemberId, str] = {}
         self.replica: Replica | None = None
         self.lookup: Lookup | None = None
         self.life = 0
@@ -107,7 +117,6 @@ class Machine:
         self.checkpoints = Checkpoints(
             self, wire=setting.wire, queue=setting.queue, trace=setting.trace
         )
-        self._key = key
         self._setting = setting
         self._queue = setting.queue
         self._random = random
@@ -131,9 +140,25 @@ class Machine:
         """Whether it is up and does nothing."""
         return self._queue.now_us < self.paused_until_us
 
+    def set_up(self, key: SigningKey, *, seeds: Mapping[MemberId, Member], bind: str) -> None:
+        """Make a new data folder: a key, an empty chain, members to ask and where to listen."""
+        assert self.replica is None, f"{self.name} runs"
+        self.key = key
+        self.member = bytes(key.verify_key)
+        self._setting.numbers[self.member] = self.number
+        self.seeds = seeds
+        self.bind = bind
+        self.chain = MemoryChain(self._setting.genesis)
+        self.index = SimulatedIndex()
+        self.in_service = True
+
     def start(self) -> None:
-        """Boot from what is durable, with the voters and the clock of this life."""
+        """Boot from what is durable, with the clock of this life, if there is a data folder."""
         assert self.replica is None, f"{self.name} runs already"
+        if not self.in_service:
+            return
+        self.listens_at = self.bind
+        self.peers = {}
         self.life += 1
         random = Random(self._random.getrandbits(64))
         self._booted_us = self._queue.now_us
@@ -144,15 +169,20 @@ class Machine:
             config=RaftConfig(),
             member=self.member,
             cluster_id=self._setting.genesis.hash,
-            sealer=Sealer(self._key, self._setting.genesis.hash, random),
+            sealer=Sealer(self.key, self._setting.genesis.hash, random),
             chain=self.chain,
             hard_state=self.chain.hard_state,
             applied_index=self.index.applied_index,
             random=random,
         )
         self.replica = Replica(
-            raft=raft, recent=recent, lookup=self.lookup, limits=self._setting.limits
+            raft=raft,
+            recent=recent,
+            lookup=self.lookup,
+            limits=self._setting.limits,
+            seeds=self.seeds,
         )
+        self._connect_peers()
         self._note(b"start", "starts")
         self._setting.watch.started(self)
         self.checkpoints.start()
@@ -201,7 +231,7 @@ class Machine:
 
     # Inputs
 
-    def receive(self, source: Machine, raw: bytes) -> None:
+    def receive(self, source: MemberId, raw: bytes) -> None:
         """A peer's bytes arrive."""
         self._when_awake(partial(self._receive, source, raw))
 
@@ -239,17 +269,37 @@ class Machine:
         elif len(self._inbox) < INBOX:
             self._inbox.append(action)
 
-    def _receive(self, source: Machine, raw: bytes) -> None:
+    def _receive(self, source: MemberId, raw: bytes) -> None:
+        """As `node.transport` does: who is no peer here is not heard."""
+        if source not in self.peers:
+            self._setting.trace.coverage["messages of strangers"] += 1
+            return
         self._setting.trace.event(self._queue.now_us, self.name, raw)
         message = decode_message(raw)
-        self.running.receive(source.member, message)
+        term = self.running.raft.term
+        self.advance()
+        self.running.receive(source, message)
         if self._setting.trace.is_readable:
-            self._setting.trace.line(
-                self._queue.now_us, f"{source.name} → {self.name} {describe(message)}"
-            )
+            name = f"node{self._setting.numbers[source] + 1}"
+            text = f"{name} → {self.name} {describe(message)}"
+            self._setting.trace.line(self._queue.now_us, text)
+        self._setting.watch.heard(self, source, message, term)
         self._wake()
 
+    def advance(self) -> None:
+        """The replica's clocks move on, before it takes a message or a call."""
+        self.running.advance(self.mono_us(), WALL_US + self._queue.now_us + self.wall_offset_us)
+
+    def _connect_peers(self) -> None:
+        """As `node.server` does: of whom the chain does not know, the seeds tell."""
+        known = self.peers.keys()
+        peers = self.running.peers.items()
+        self.peers = {key: (member or self.seeds[key]).peer for key, member in peers}
+        for peer in sorted(self.peers.keys() - known):
+            self._setting.admitted(self, peer)
+
     def _unreachable(self, peer: MemberId) -> None:
+        self._setting.watch.lost_connection(self, peer)
         self.running.unreachable(peer)
         self._wake()
 
@@ -291,8 +341,7 @@ class Machine:
             return
         for target, lane, message in effects.envelopes:
             self._setting.watch.leaves(self, target, message)
-            number = self._setting.numbers[target]
-            self._setting.send(self.number, number, lane, encode_message(message))
+            self._send(target, lane, message)
         if effects.save is not None:
             self._begin_save(effects.save)
         for recorded in effects.recorded:
@@ -303,6 +352,8 @@ class Machine:
             self._queue.after(self._random.randrange(1, TURN_US), read)
         if life != self.life:
             return
+        if effects.has_new_members:
+            self._connect_peers()
         if effects.more and not self._pump_planned:
             self._plan_pump(0)
         self._setting.watch.look(self)
@@ -312,9 +363,17 @@ class Machine:
     def _serve(self, life: int, serving: Serving) -> None:
         """The reader's thread has the blocks that a peer fetches."""
         if life == self.life:
-            raw = encode_message(serve(self.chain, serving))
-            number = self._setting.numbers[serving.target]
-            self._setting.send(self.number, number, Lane.BULK, raw)
+            reply = serve(self.chain, serving)
+            self._setting.watch.serves(self, reply)
+            self._send(serving.target, Lane.BULK, reply)
+
+    def _send(self, target: MemberId, lane: Lane, message: AnyMessage) -> None:
+        """As `node.transport` does: who is no peer is not sent to."""
+        address = self.peers.get(target)
+        if address is None:
+            self._setting.trace.coverage["messages to strangers"] += 1
+        else:
+            self._setting.send(self, target, address, lane, encode_message(message))
 
     def _read_recorded(self, life: int, recorded: Recorded) -> None:
         """The reader's thread has the block of an old retry."""
