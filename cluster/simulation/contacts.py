@@ -27,23 +27,23 @@ class Contacts:
         self._trace = trace
         self._within_us = RaftConfig().election_min_us
         self._heard: dict[int, tuple[MemberId, int, int]] = {}
+        self._turned_away: dict[int, int] = {}
 
     def forget(self, machine: Machine) -> None:
         """A machine begins a new life."""
         self._heard.pop(machine.number, None)
+        self._turned_away.pop(machine.number, None)
 
     def lost(self, machine: Machine, peer: MemberId) -> None:
         """A machine's connection to its leader broke: it need not trust that one any longer."""
         if self._heard.get(machine.number, (None,))[0] == peer:
-            self.forget(machine)
+            del self._heard[machine.number]
 
     def heard(self, machine: Machine, source: MemberId, message: AnyMessage, term: int) -> None:
         """A machine has taken a message, under `term` before that."""
         raft = machine.running.raft
-        roster = raft.log.roster
-        if raft.term > term and source not in roster.latest.keys:
-            known = roster.former(raft.log.commit_index)
-            assert source not in known, f"{machine.name} lets a removed member raise its term"
+        if isinstance(message, PreVoteRequest | VoteRequest):
+            self._check_removed(machine, source, term)
         match message:
             case Append() | Heartbeat():
                 if raft.leader == source and raft.term == message.term:
@@ -53,6 +53,20 @@ class Contacts:
                 self._trace.coverage["elections that a living leader kept off"] += (
                     raft.term == term < message.term and self._trusts(machine, term)
                 )
+
+    def _check_removed(self, machine: Machine, source: MemberId, term: int) -> None:
+        """Who is removed, as far as this machine knows for sure, asks for votes in vain."""
+        raft = machine.running.raft
+        roster = raft.log.roster
+        if source in roster.latest.keys or source not in roster.former(raft.log.commit_index):
+            return
+        assert raft.term == term, f"{machine.name} lets a removed member raise its term"
+        turned_away = raft.dropped["stranger"]
+        assert turned_away > self._turned_away.get(machine.number, 0), (
+            f"{machine.name} listens to a removed member"
+        )
+        self._turned_away[machine.number] = turned_away
+        self._trace.coverage["removed members turned away"] += 1
 
     def _check_trust(self, machine: Machine, term: int) -> None:
         raft = machine.running.raft

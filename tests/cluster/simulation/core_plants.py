@@ -101,7 +101,7 @@ def votes_again(self: Any, source: bytes, request: VoteRequest) -> None:
     granted = self._is_up_to_date(request)
     if granted:
         self.vote = source
-        self._rest_until_election()
+        self._patience.rest(self._now_us)
     self._send(source, VoteReply(term=self.term, granted=granted))
 
 

@@ -270,7 +270,7 @@ DEFECTS: Final = (
     ),
     Defect(
         "a known id gets a receipt whatever its content",
-        ((node.replica, "_answer", replaced(recorded_whatever)),),
+        ((node.replica, "recorded_outcome", replaced(recorded_whatever)),),
         "other content",
     ),
     Defect(

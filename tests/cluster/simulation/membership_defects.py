@@ -125,9 +125,9 @@ MEMBERSHIP_DEFECTS: Final = (
         found_by="deposes a leader that it hears",
     ),
     defect(
-        "a removed member raises the terms of the others",
+        "a removed member is listened to",
         (Raft, "_knows", replaced(knows_everybody)),
-        found_by="removed member raise",
+        found_by="a removed member",
         seeds=60,
     ),
     defect(

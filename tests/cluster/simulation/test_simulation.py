@@ -172,11 +172,11 @@ def test_membership_reaches_what_it_is_for() -> None:
         "leaders that removed themselves",
         "handovers asked for",
         "changes heard to be committed",
-        "changes heard to be lost",
         "changes refused: no-commit-in-term",
         "changes refused: not-leader",
         "fetches served by followers",
         "messages of strangers",
+        "removed members turned away",
         "messages to where nobody listens",
         "elections that a living leader kept off",
     )
