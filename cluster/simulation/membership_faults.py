@@ -99,7 +99,7 @@ class MembershipNemesis:
         draw = random.random()
         if draw < 0.15:  # noqa: PLR2004 - this and the following are shares of what is wanted
             if quiet:
-                self._administrator.move(random.choice(quiet), restarts=draw < 0.1)  # noqa: PLR2004
+                self._administrator.move(random.choice(quiet), restarts=draw < 0.1)  # noqa: PLR2004 - a share
         elif draw < 0.6 and spare and len(wanted) < self._most:  # noqa: PLR2004 - see above
             self._administrator.enlist(random.choice(spare))
         elif quiet and len(wanted) > self._least:
