@@ -120,7 +120,8 @@ MinutesOption = Annotated[
     float, typer.Option(min=0.001, max=600, help="Simulated minutes under faults, for each seed.")
 ]
 ProfileOption = Annotated[
-    Literal["calm", "chaos", "disk", "network"], typer.Option(help="Which kinds of faults.")
+    Literal["calm", "chaos", "disk", "network", "membership"],
+    typer.Option(help="Which kinds of faults."),
 ]
 ClientsOption = Annotated[int, typer.Option(min=1, max=100, help="Clients at work at once.")]
 WithoutOption = Annotated[

@@ -323,9 +323,9 @@ class Leadership:
             self._next_heartbeat_us = now_us + self._config.heartbeat_us
             if not new_round:
                 self._round += 1
-            out += [Outgoing(m, self._heartbeat(m, self._round)) for m in self.followers]
+            out += [Outgoing(m, self._heartbeat(m, self._round, now_us)) for m in self.followers]
         else:
-            out += self._commit_news(appended)
+            out += self._commit_news(appended, now_us)
         return out + self._ask_successor(now_us)
 
     def _ask_successor(self, now_us: int) -> list[Outgoing]:
@@ -405,20 +405,26 @@ class Leadership:
             blocks=tuple(block.encode() for block in blocks),
         )
 
-    def _heartbeat(self, member: MemberId, contact_round: int) -> Heartbeat:
-        """A heartbeat names no commit index beyond what the follower is known to hold."""
-        known = min(self._log.commit_index, self.followers[member].match_index)
+    def _heartbeat(self, member: MemberId, contact_round: int, now_us: int) -> Heartbeat:
+        """A heartbeat names no commit index beyond what the follower is known to hold.
+
+        Who is not heard from may hear this all the same, and lack the very block that says where
+        the leader is to be reached since it moved: it may fetch that from others.
+        """
+        progress = self.followers[member]
+        known = min(self._log.commit_index, progress.match_index)
         self._told_commit[member] = max(known, self._told_commit[member])
-        fetch_through = self._log.commit_index if self.followers[member].fetching else 0
+        is_silent = now_us - progress.last_heard_us >= self._config.election_max_us
+        fetch_through = self._log.commit_index if progress.fetching or is_silent else 0
         return Heartbeat(self._term, known, contact_round, fetch_through)
 
-    def _commit_news(self, appended: set[MemberId]) -> list[Outgoing]:
+    def _commit_news(self, appended: set[MemberId], now_us: int) -> list[Outgoing]:
         """Tells followers of a new commit at once, so that their clients need not wait."""
         news = []
         for member, progress in self.followers.items():
             known = min(self._log.commit_index, progress.match_index)
             if member not in appended and known > self._told_commit[member]:
-                news.append(Outgoing(member, self._heartbeat(member, NO_REPLY)))
+                news.append(Outgoing(member, self._heartbeat(member, NO_REPLY, now_us)))
         return news
 
     def _start_read_round(self) -> bool:

@@ -99,7 +99,7 @@ class Clients:
         if self._stopped:
             return
         draw = self._random.random()
-        machine = self._random.choice(self._machines)
+        machine = self._anyone()
         if draw < 0.4:  # noqa: PLR2004 - this and the following are shares of what clients do
             self._read(client, machine, self._random.choice(USERS))
         elif draw < 0.8:  # noqa: PLR2004 - see above
@@ -109,6 +109,10 @@ class Clients:
             self._write(client, machine, [self._fresh() for _ in range(size)])
         else:
             self._write(client, machine, [self._reused()])
+
+    def _anyone(self) -> Machine:
+        """A node whose address clients know."""
+        return self._random.choice([m for m in self._machines if m.in_service])
 
     def _fresh(self) -> tuple[str, bytes]:
         user = self._random.choice(USERS)
@@ -148,7 +152,7 @@ class Clients:
             return
         if not unknown:
             if self._random.random() < CURIOSITY:
-                machine = self._random.choice(self._machines)
+                machine = self._anyone()
                 self._read(attempt.client, machine, attempt.offers[0][0])
             else:
                 self._think(attempt.client)
@@ -157,7 +161,7 @@ class Clients:
         again = partial(
             self._write,
             attempt.client,
-            self._random.choice(self._machines),
+            self._anyone(),
             unknown,
             attempt.tries + 1,
         )
@@ -299,15 +303,15 @@ class Clients:
 
     # When all is healed
 
-    def probe(self) -> None:
-        """Ask every node for a read; `probes_open` falls as they are answered."""
-        for machine in self._machines:
+    def probe(self, machines: Sequence[Machine]) -> None:
+        """Ask each of these nodes for a read; `probes_open` falls as they are answered."""
+        for machine in machines:
             self.probes_open += 1
             machine.call(self._probe_read)
 
-    def probe_writes(self) -> None:
-        """Record a transaction at every node; `probes_open` falls as they are acknowledged."""
-        for machine in self._machines:
+    def probe_writes(self, machines: Sequence[Machine]) -> None:
+        """Record a transaction at each of them; `probes_open` falls as they are acknowledged."""
+        for machine in machines:
             self.probes_open += 1
             self._probe_write(machine, self._fresh())
 

@@ -55,13 +55,17 @@ class Fault(StrEnum):
     DATABASE_RESET = "connection to the database reset"
     LOST_COMMIT_ANSWER = "lost answer of a commit"
     CRASH_AT_CHECKPOINT = "crash at a checkpoint"
+    MEMBER_CHANGE = "membership change"
+    TRANSFER = "leadership transfer"
+    WIPED_DISK = "wiped disk"
+    CRASH_AMID = "crash amid a change"
 
     CLOCK_DRIFT = "clock drift"
     LOST_ANSWER = "lost answer"
 
 
-# For messages, answers and fresh leaders: the probability. For episodes: how many in a minute. For
-# the drift of clocks: the largest, as a part of one.
+# For messages, answers, fresh leaders and crashes amid changes: the probability. For episodes: how
+# many in a minute. For the drift of clocks: the largest, as a part of one.
 _CRASHES: Final = {
     Fault.CRASH_ONE: 12.0,
     Fault.CRASH_AT_SAVE: 16.0,
@@ -99,6 +103,12 @@ _DATABASE: Final = {
     Fault.LOST_COMMIT_ANSWER: 4.0,
     Fault.CRASH_AT_CHECKPOINT: 4.0,
 }
+_MEMBERSHIP: Final = {
+    Fault.MEMBER_CHANGE: 20.0,
+    Fault.TRANSFER: 12.0,
+    Fault.WIPED_DISK: 6.0,
+    Fault.CRASH_AMID: 0.3,
+}
 _CLOCKS: Final = {Fault.PAUSE: 8.0, Fault.CLOCK_STEP: 3.0, Fault.CLOCK_DRIFT: 0.2}
 
 PROFILES: Final[Mapping[str, Mapping[Fault, float]]] = {
@@ -109,6 +119,10 @@ PROFILES: Final[Mapping[str, Mapping[Fault, float]]] = {
         **_DISK,
         **_DATABASE,
         **_CLOCKS,
+        Fault.MEMBER_CHANGE: 4.0,
+        Fault.TRANSFER: 3.0,
+        Fault.WIPED_DISK: 1.0,
+        Fault.CRASH_AMID: 0.3,
         Fault.FORGERY: 0.1,
         Fault.LOST_ANSWER: 0.02,
     },
@@ -123,8 +137,19 @@ PROFILES: Final[Mapping[str, Mapping[Fault, float]]] = {
         Fault.PAUSE: 5.0,
         Fault.LOST_ANSWER: 0.02,
     },
+    "membership": {
+        **_MEMBERSHIP,
+        **{kind: 0.5 * rate for kind, rate in _NETWORK.items()},
+        **{kind: 0.5 * rate for kind, rate in _CRASHES.items()},
+        **{kind: 0.5 * rate for kind, rate in _DISK.items()},
+        **_CLOCKS,
+        Fault.FORGERY: 0.1,
+        Fault.LOST_ANSWER: 0.02,
+    },
 }
 
+REACHES_MEMBERS: Final = frozenset({Fault.MEMBER_CHANGE, Fault.TRANSFER, Fault.WIPED_DISK})
+"""Under these a cluster has an administrator."""
 _SWARM: Final = (0.0, 0.3, 1.0, 1.0, 1.0, 2.0)
 
 

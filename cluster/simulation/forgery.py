@@ -14,7 +14,7 @@ import msgspec
 from nacl.signing import SigningKey
 
 from consensus.block import Block, assemble_block, block_from_parts
-from consensus.messages import Append, decode_message, encode_message
+from consensus.messages import Append, BlocksReply, decode_message, encode_message
 
 if TYPE_CHECKING:
     from random import Random
@@ -31,17 +31,22 @@ WAYS = (
     "signature",
     "body",
 )
+WAYS_FETCHED = tuple(way for way in WAYS if way != "term")
 
 
-def forge_append(raw: bytes, key: SigningKey, random: Random) -> bytes | None:
-    """Return the append with its last block forged, or None where there is no block to forge."""
+def forge_blocks(raw: bytes, key: SigningKey, random: Random) -> bytes | None:
+    """Return an append or fetched blocks with the last block forged; None where there is none."""
     message = decode_message(raw)
-    if not isinstance(message, Append) or not message.blocks:
+    if not isinstance(message, Append | BlocksReply) or not message.blocks:
         return None
     frame: tuple[bytes, bytes, bytes] = msgspec.msgpack.decode(
         message.blocks[-1], type=tuple[bytes, bytes, bytes]
     )
-    forged = _forge(frame, random.choice(WAYS), message.term, key, random)
+    if isinstance(message, Append):
+        forged = _forge(frame, random.choice(WAYS), message.term, key, random)
+    else:
+        # What the sealer itself signs with a higher term breaks no rule of a fetched block.
+        forged = _forge(frame, random.choice(WAYS_FETCHED), 0, key, random)
     blocks = (*message.blocks[:-1], forged.encode())
     return encode_message(msgspec.structs.replace(message, blocks=blocks))
 

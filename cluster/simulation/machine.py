@@ -10,17 +10,16 @@ then gets everything at once. Relies on `disk`, which forgets what was not durab
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final
 
 from cluster.simulation.boundary import KIND_OF, Boundary
 from cluster.simulation.checkpoints import Checkpoints
+from cluster.simulation.clock import Clock
 from cluster.simulation.disk import Disk
-from cluster.simulation.faults import MICROS_PER_SECOND
 from cluster.simulation.indexing import IndexProcess
-from cluster.simulation.record import describe
+from cluster.simulation.record import describe, describe_save
 from consensus.block import Sealer
 from consensus.leadership import RaftConfig
 from consensus.messages import decode_message, encode_message
@@ -32,22 +31,18 @@ from storage.errors import DamagedBlockError
 from storage.recent import Lookup, RecentIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nacl.signing import SigningKey
 
-    from cluster.simulation.database_client import DatabaseWire
-    from cluster.simulation.events import EventQueue
-    from cluster.simulation.record import Trace
-    from cluster.simulation.watch import Watch
+    from cluster.simulation.setting import Setting
     from consensus.block import Block
-    from consensus.messages import MemberId
+    from consensus.membership import Member
+    from consensus.messages import AnyMessage, MemberId
     from consensus.ready import Save
     from node.effects import Effects, Recorded, Serving
-    from node.mempool import QueueLimits
     from storage.errors import StorageError
 
-WALL_US: Final = 1_700_000_000_000_000
 BUSY: Final = 0.15
 """How often an input waits for the next turn of the loop."""
 TURN_US: Final = 2_000
@@ -59,68 +54,40 @@ INBOX: Final = 1_000
 """What the sockets of a paused machine hold; what comes beyond that is lost."""
 
 
-@dataclass(slots=True)
-class Setting:
-    """What all machines of a world share."""
-
-    queue: EventQueue
-    trace: Trace
-    watch: Watch
-    genesis: Block
-    voters: tuple[MemberId, ...]
-    limits: QueueLimits
-    wire: DatabaseWire
-    send: Callable[[int, int, Lane, bytes], None]
-    numbers: dict[MemberId, int] = field(default_factory=dict)
-
-
 class Machine:
     """One node of the cluster, up or down."""
 
     def __init__(self, number: int, key: SigningKey, setting: Setting, random: Random) -> None:
-        """Down, with a chain of nothing but genesis."""
+        """Down, with a chain of nothing but genesis; without a place in the cluster: `set_up`."""
         self.number = number
         self.name = f"node{number + 1}"
+        self.key = key
         self.member: MemberId = bytes(key.verify_key)
-        self.disk = Disk(
-            setting.genesis,
-            name=self.name,
-            queue=setting.queue,
-            random=random,
-            on_durable=self._durable,
-            on_refused=self._stop,
-        )
-        self.chain = self.disk.chain
-        self.index = self.disk.index
-        self._indexing = IndexProcess(
-            self.disk,
-            queue=setting.queue,
-            random=random,
-            trace=setting.trace,
-            crashes_at=self._crashes_at,
-        )
+        self.in_service = False
+        """Whether there is a data folder; a machine without one does not start."""
+        self.bind = self.listens_at = ""
+        self.seeds: Mapping[MemberId, Member] = {}
+        self.seeds_index = 0
+        self.peers: dict[MemberId, str] = {}
         self.replica: Replica | None = None
         self.lookup: Lookup | None = None
         self.life = 0
-        self.drift = 0.0
-        self.wall_offset_us = 0
+        self.clock = Clock(setting.queue)
         self.paused_until_us = 0
         self.crash_at: Boundary | None = None
         self.on_crash: Callable[[Machine], None] = lambda _machine: None
         self.checkpoints = Checkpoints(
             self, wire=setting.wire, queue=setting.queue, trace=setting.trace
         )
-        self._key = key
         self._setting = setting
         self._queue = setting.queue
         self._random = random
-        self._booted_us = 0
-        self._mono_base_us = 0
         self._pump_planned = False
         self._timer_due_us: int | None = None
         self._inbox: list[Callable[[], None]] = []
         self._answers: list[Callable[[], None]] = []
         self._is_pumping = False
+        self._furnish()
 
     # Life and death
 
@@ -135,34 +102,89 @@ class Machine:
         """Whether it is up and does nothing."""
         return self._queue.now_us < self.paused_until_us
 
+    def _furnish(self) -> None:
+        """Give it a disk with a chain of nothing but genesis, and an index process."""
+        self.disk = Disk(
+            self._setting.genesis,
+            name=self.name,
+            queue=self._queue,
+            random=self._random,
+            on_durable=self._durable,
+            on_refused=self._stop,
+        )
+        self.chain = self.disk.chain
+        self.index = self.disk.index
+        self._indexing = IndexProcess(
+            self.disk,
+            queue=self._queue,
+            random=self._random,
+            trace=self._setting.trace,
+            crashes_at=self._crashes_at,
+        )
+
+    def set_up(
+        self, key: SigningKey, *, seeds: Mapping[MemberId, Member], seeds_index: int, bind: str
+    ) -> None:
+        """Make a new data folder: a key, an empty chain, members to ask and where to listen."""
+        assert self.replica is None, f"{self.name} runs"
+        self.key = key
+        self.member = bytes(key.verify_key)
+        self._setting.numbers[self.member] = self.number
+        self.invite(seeds, seeds_index)
+        self.bind = bind
+        self._furnish()
+        self.in_service = True
+
+    def invite(self, seeds: Mapping[MemberId, Member], seeds_index: int) -> None:
+        """Tell it who was a member when `seeds_index` was committed, for its next start."""
+        self.seeds = seeds
+        self.seeds_index = seeds_index
+
     def start(self) -> None:
-        """Boot from what is durable, with the voters and the clock of this life."""
+        """Boot from what is durable, with the clock of this life, if there is a data folder."""
         assert self.replica is None, f"{self.name} runs already"
+        if not self.in_service:
+            return
+        self.listens_at = self.bind
+        self.peers = {}
         self.life += 1
         if not self._catch_up():
             return
         random = Random(self._random.getrandbits(64))
-        self._booted_us = self._queue.now_us
-        self._mono_base_us = random.randrange(MICROS_PER_SECOND)
+        self.clock.boot(random)
         recent = RecentIndex()
         self.lookup = Lookup(self.index, recent)
-        raft = Raft(
+        try:
+            raft = self._make_raft(random)
+        except DamagedBlockError as error:
+            self._fail_boot(type(error).__name__)
+            return
+        self.replica = Replica(
+            raft=raft,
+            recent=recent,
+            lookup=self.lookup,
+            limits=self._setting.limits,
+            seeds=self.seeds,
+            seeds_index=self.seeds_index,
+        )
+        self._connect_peers()
+        self._note(b"start", "starts")
+        self._setting.watch.started(self)
+        self.checkpoints.start()
+        self._pump()
+
+    def _make_raft(self, random: Random) -> Raft:
+        """The core reads the blocks that say who the members are, and those not known committed."""
+        return Raft(
             config=RaftConfig(),
             member=self.member,
             cluster_id=self._setting.genesis.hash,
-            sealer=Sealer(self._key, self._setting.genesis.hash, random),
+            sealer=Sealer(self.key, self._setting.genesis.hash, random),
             chain=self.chain,
             hard_state=self.chain.hard_state,
             applied_index=self.index.applied_index,
             random=random,
         )
-        self.replica = Replica(
-            raft=raft, recent=recent, lookup=self.lookup, limits=self._setting.limits
-        )
-        self._note(b"start", "starts")
-        self._setting.watch.started(self)
-        self.checkpoints.start()
-        self._pump()
 
     def _catch_up(self) -> bool:
         """Index what is known to be committed, as a node does before it joins; or fail to boot."""
@@ -233,7 +255,7 @@ class Machine:
 
     # Inputs
 
-    def receive(self, source: Machine, raw: bytes) -> None:
+    def receive(self, source: MemberId, raw: bytes) -> None:
         """A peer's bytes arrive."""
         self._when_awake(partial(self._receive, source, raw))
 
@@ -281,17 +303,37 @@ class Machine:
         except DamagedBlockError as error:
             self._stop(error)
 
-    def _receive(self, source: Machine, raw: bytes) -> None:
+    def _receive(self, source: MemberId, raw: bytes) -> None:
+        """As `node.transport` does: who is no peer here is not heard."""
+        if source not in self.peers:
+            self._setting.trace.coverage["messages of strangers"] += 1
+            return
         self._setting.trace.event(self._queue.now_us, self.name, raw)
         message = decode_message(raw)
-        self.running.receive(source.member, message)
+        term = self.running.raft.term
+        self.advance()
+        self.running.receive(source, message)
         if self._setting.trace.is_readable:
-            self._setting.trace.line(
-                self._queue.now_us, f"{source.name} → {self.name} {describe(message)}"
-            )
+            name = f"node{self._setting.numbers[source] + 1}"
+            text = f"{name} → {self.name} {describe(message)}"
+            self._setting.trace.line(self._queue.now_us, text)
+        self._setting.watch.heard(self, source, message, term)
         self._wake()
 
+    def advance(self) -> None:
+        """The replica's clocks move on, before it takes a message or a call."""
+        self.running.advance(self.clock.mono_us(), self.clock.wall_us())
+
+    def _connect_peers(self) -> None:
+        """As `node.server` does: of whom the chain does not know, the seeds tell."""
+        known = self.peers.keys()
+        peers = self.running.fetching.peers.items()
+        self.peers = {key: (member or self.seeds[key]).peer for key, member in peers}
+        for peer in sorted(self.peers.keys() - known):
+            self._setting.admitted(self, peer)
+
     def _unreachable(self, peer: MemberId) -> None:
+        self._setting.watch.lost_connection(self, peer)
         self.running.unreachable(peer)
         self._wake()
 
@@ -330,7 +372,7 @@ class Machine:
 
     def _take_turn(self) -> None:
         replica, life = self.running, self.life
-        replica.tick(self.mono_us(), WALL_US + self._queue.now_us + self.wall_offset_us)
+        replica.tick(self.clock.mono_us(), self.clock.wall_us())
         log = replica.raft.log
         applied_index = log.applied_index
         if log.commit_index > applied_index and self._crashes_at(Boundary.COMMITTED):
@@ -357,8 +399,7 @@ class Machine:
             return
         for target, lane, message in effects.envelopes:
             self._setting.watch.leaves(self, target, message)
-            number = self._setting.numbers[target]
-            self._setting.send(self.number, number, lane, encode_message(message))
+            self._send(target, lane, message)
         if effects.save is not None:
             self._begin_save(effects.save)
         for recorded in effects.recorded:
@@ -372,14 +413,24 @@ class Machine:
             for send in answers:
                 send()
             self._crashes_at(Boundary.ACKNOWLEDGED)
+        if life == self.life and effects.has_new_members:
+            self._connect_peers()
 
     def _serve(self, life: int, serving: Serving) -> None:
         """The reader's thread has the blocks that a peer fetches."""
         if life == self.life:
             self.running.fetching.served(serving.target)
-            raw = encode_message(serve(self.chain, serving))
-            number = self._setting.numbers[serving.target]
-            self._setting.send(self.number, number, Lane.BULK, raw)
+            reply = serve(self.chain, serving)
+            self._setting.watch.serves(self, reply)
+            self._send(serving.target, Lane.BULK, reply)
+
+    def _send(self, target: MemberId, lane: Lane, message: AnyMessage) -> None:
+        """As `node.transport` does: who is no peer is not sent to."""
+        address = self.peers.get(target)
+        if address is None:
+            self._setting.trace.coverage["messages to strangers"] += 1
+        else:
+            self._setting.send(self, target, address, lane, encode_message(message))
 
     def _read_recorded(self, life: int, recorded: Recorded) -> None:
         """The reader's thread has the block of an old retry, or has found it damaged."""
@@ -392,14 +443,9 @@ class Machine:
             self._setting.trace.coverage["retries refused: DamagedBlockError"] += 1
         self._when_awake(partial(self.running.answer_recorded, recorded, block))
 
-    def mono_us(self) -> int:
-        """This life's monotonic clock: from a base of its own, at a rate of its own."""
-        elapsed_us = self._queue.now_us - self._booted_us
-        return self._mono_base_us + elapsed_us + int(elapsed_us * self.drift)
-
     def _plan_timer(self) -> None:
         """One timer is out; one that comes too early looks again, one too late is overtaken."""
-        wait_us = int((self.running.raft.wake_us() - self.mono_us()) / (1 + self.drift)) + 1
+        wait_us = self.clock.wait_us(self.running.raft.wake_us())
         due_us = self._queue.now_us + min(max(wait_us, 1), IDLE_US)
         if self._timer_due_us is None or due_us < self._timer_due_us:
             self._timer_due_us = due_us
@@ -411,7 +457,7 @@ class Machine:
         self._timer_due_us = None
         if self.is_paused:
             self._queue.at(self.paused_until_us, partial(self._resume, life))
-        elif self.running.raft.wake_us() <= self.mono_us() or self._random.random() < BUSY:
+        elif self.running.raft.wake_us() <= self.clock.mono_us() or self._random.random() < BUSY:
             self._pump()
         else:
             self._plan_timer()
@@ -450,10 +496,7 @@ class Machine:
         self._setting.trace.event(self._queue.now_us, self.name, b"saved")
         self.running.saved(save)
         if self._setting.trace.is_readable:
-            blocks = f" through {save.blocks[-1].index}" if save.blocks else ""
-            cut = "" if save.truncate_from is None else f", cut from {save.truncate_from}"
-            text = f"{self.name} saved term {save.hard_state.term}{blocks}{cut}"
-            self._setting.trace.line(self._queue.now_us, text)
+            self._setting.trace.line(self._queue.now_us, f"{self.name} {describe_save(save)}")
         self._wake()
 
     def _crashes_at(self, boundary: Boundary) -> bool:

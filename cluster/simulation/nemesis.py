@@ -86,7 +86,7 @@ class Nemesis:
         drift, random = rates.get(Fault.CLOCK_DRIFT, 0.0), scenario.stream("drift")
         for machine in machines:
             machine.on_crash = self._restart_later
-            machine.drift = random.uniform(-drift, drift)
+            machine.clock.drift = random.uniform(-drift, drift)
 
     def stop(self) -> None:
         """All faults are over: mend what is broken, start what is down."""
@@ -327,8 +327,8 @@ class Nemesis:
 
     def _step_clock(self, random: Random) -> None:
         victim = random.choice(self._machines)
-        victim.wall_offset_us += random.randrange(-MAX_STEP_US, MAX_STEP_US)
-        self._fault(Fault.CLOCK_STEP, f"{victim.name} is off by {victim.wall_offset_us} µs")
+        victim.clock.wall_offset_us += random.randrange(-MAX_STEP_US, MAX_STEP_US)
+        self._fault(Fault.CLOCK_STEP, f"{victim.name} is off by {victim.clock.wall_offset_us} µs")
 
 
 def _names(numbers: set[int]) -> str:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from consensus.ready import Save
+
 MAX_LINES: Final = 100_000
 """A trace keeps its end: that is where the violation is."""
 _MICROS_PER_MILLI: Final = 1_000
@@ -70,3 +72,10 @@ def describe(message: object) -> str:
         shown = value.hex()[:8] if isinstance(value, bytes) else shown
         fields.append(f"{name}={shown}")
     return f"{type(message).__name__}({', '.join(fields)})"
+
+
+def describe_save(save: Save) -> str:
+    """What has become durable, in a few words."""
+    blocks = f" through {save.blocks[-1].index}" if save.blocks else ""
+    cut = "" if save.truncate_from is None else f", cut from {save.truncate_from}"
+    return f"saved term {save.hard_state.term}{blocks}{cut}"

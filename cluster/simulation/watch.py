@@ -6,7 +6,8 @@ it demands is in `consensus.invariants` and, beyond that, what only the whole cl
 a message promises is durable when it leaves, a leader has the votes of a majority, what is
 committed lies on the disks of a majority for ever, every saved block is sound, ids are unique, and
 a client hears only what is true: each receipt, each conflict, each row of each page and each place
-of an id, at the moment the node answers. A breach raises AssertionError.
+of an id, at the moment the node answers. Majorities are those of the members in force
+(`members_watch`). A breach raises AssertionError.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
+from cluster.simulation.contacts import Contacts
+from cluster.simulation.members_watch import Form, MembersWatch
 from consensus.block import verify_block
 from consensus.invariants import Snapshot, check_cluster, check_state, check_step
 from consensus.messages import (
@@ -22,6 +25,7 @@ from consensus.messages import (
     PreVoteReply,
     PreVoteRequest,
     RaftMessage,
+    TimeoutNow,
     VoteReply,
     VoteRequest,
 )
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from cluster.simulation.machine import Machine
     from cluster.simulation.record import Trace
     from consensus.block import Block
-    from consensus.messages import AnyMessage, MemberId
+    from consensus.messages import AnyMessage, BlocksReply, MemberId
     from consensus.raft import Raft
     from consensus.ready import Save
     from node.outcomes import Receipt
@@ -59,7 +63,6 @@ class Watch:
         self,
         *,
         machines: Sequence[Machine],
-        voters: Sequence[MemberId],
         genesis: Block,
         trace: Trace,
         now_us: Callable[[], int],
@@ -69,7 +72,9 @@ class Watch:
         self.places: dict[bytes, Place] = {}
         self._histories: dict[bytes, list[Place]] = {}
         self._machines = machines
-        self._voters = voters
+        self.members = MembersWatch(genesis=genesis, committed=self.committed, trace=trace)
+        self._committed_voters = self.members.present.voters
+        self._contacts = Contacts(trace)
         self._trace = trace
         self._now_us = now_us
         self._leaders: dict[int, MemberId] = {}
@@ -79,6 +84,8 @@ class Watch:
         self._highest: dict[int, int] = {}
         self._seen: dict[int, Seen] = {}
         self._before: dict[int, Snapshot] = {}
+        self._forms: dict[int, Form] = {}
+        self._transfers: dict[int, object] = {}
         self._sound: dict[bytes, Block] = {genesis.hash: genesis}
 
     # What a machine is
@@ -88,15 +95,24 @@ class Watch:
         raft = machine.running.raft
         self._before[machine.number] = Snapshot.of(raft)
         self._seen.pop(machine.number, None)
+        self._forms.pop(machine.number, None)
+        self._contacts.forget(machine)
         self._trace.coverage["restarts"] += machine.life > 1
 
     def crashed(self, machine: Machine) -> None:
         """A machine is gone; what it had promised is on its disk."""
         raft = machine.running.raft
+        self.members.look(machine)
         if raft.log.saved_index < raft.log.last_index:
             self._trace.coverage["unsaved blocks lost"] += 1
         if raft.role is Role.LEADER:
             self._trace.coverage["leaders crashed"] += 1
+
+    def wiped(self, machine: Machine) -> None:
+        """A disk is empty: nobody may ever speak under its key again."""
+        self.members.dead.add(machine.member)
+        self._highest.pop(machine.number, None)
+        self._seen.pop(machine.number, None)
 
     def look(self, machine: Machine) -> None:
         """Check a machine after an event."""
@@ -113,6 +129,7 @@ class Watch:
         self._before[machine.number] = after
         check_step(before, after)
         self._trace.event(self._now_us(), machine.name, b"%d %d" % (raft.term, log.commit_index))
+        self._check_handover(machine, raft, before)
         if last is None or last[:5] != seen[:5]:
             self._compare(machine, raft)
         if after.commit_index > before.commit_index or last is None:
@@ -121,6 +138,8 @@ class Watch:
             self._write_down(machine)
         if before.role is not after.role or before.term != after.term:
             self._check_role(machine, raft, before)
+        if last is None or last[4] != seen[4]:
+            self._forms[machine.number] = self.members.look(machine)
 
     def _compare(self, machine: Machine, raft: Raft) -> None:
         check_cluster((raft,), self._leaders)
@@ -144,27 +163,63 @@ class Watch:
         )
         for index in range(len(self.committed), commit_index + 1):
             block = log.block(index)
+            self.members.after(log, index)
             self.committed.append(block)
+            self.members.committed_through(block)
             for position, wanted in enumerate(ids_of(block)):
                 assert wanted not in self.places, f"id {wanted.hex()} is committed twice"
                 self.places[wanted] = place = Place(index, position)
                 user = user_of(block.transactions[position])
                 self._histories.setdefault(user, []).append(place)
         if known < commit_index:
+            # Whoever commits first has led, and counted by the latest members of its log; since
+            # then it may have changed them.
+            forms = [self._forms.get(machine.number), self.members.after(log, log.last_index)]
+            voters = [form.voters for form in forms if form is not None]
+            self._committed_voters = max(voters, key=self._holding)
             self._check_majority_holds()
 
     def _check_majority_holds(self) -> None:
-        """The last committed block, and so all before it, is durable on a majority."""
+        """The last committed block, and so all before it, is durable on a majority.
+
+        A disk that was wiped since need not hold it: its key takes part in no majority any more.
+        """
+        voters = self._committed_voters
+        assert self._holding(voters) >= 0, (
+            f"committed block {self.committed[-1].index} is durable on "
+            f"{majority_of(len(voters)) + self._holding(voters)} of {len(voters)}"
+        )
+
+    def _holding(self, voters: frozenset[MemberId]) -> int:
+        """How many more than a majority of these hold the last committed block, or fewer."""
         tip = self.committed[-1]
-        holders = [
+        holders = {
             machine.member
             for machine in self._machines
             if machine.chain.last_index >= tip.index
             and machine.chain.tip(tip.index).hash == tip.hash
-        ]
-        assert len(holders) >= majority_of(len(self._voters)), (
-            f"committed block {tip.index} is durable on {len(holders)} of {len(self._voters)}"
-        )
+        } | self.members.dead
+        return len(holders & voters) - majority_of(len(voters))
+
+    def _check_complete(self, machine: Machine, raft: Raft) -> None:
+        """What earlier terms committed is in a new leader's log: Leader Completeness (§5.4)."""
+        for block in reversed(self.committed):
+            if block.term < raft.term:
+                index = min(block.index, raft.log.last_index)
+                assert raft.log.hash_at(index) == block.hash, (
+                    f"Leader Completeness: {machine.name} leads without block {block.index}"
+                )
+                return
+
+    def _check_handover(self, machine: Machine, raft: Raft, before: Snapshot) -> None:
+        """Nothing is sealed while the leadership is on its way (dissertation §3.10)."""
+        transfer = None if raft.leadership is None else raft.leadership.transfer
+        last = self._transfers.get(machine.number)
+        if transfer is not None and transfer is last:
+            assert raft.log.last_index == before.last_index, (
+                f"{machine.name} seals while it hands over"
+            )
+        self._transfers[machine.number] = transfer
 
     def _check_role(self, machine: Machine, raft: Raft, before: Snapshot) -> None:
         coverage = self._trace.coverage
@@ -172,10 +227,12 @@ class Watch:
             coverage["leaders elected"] += 1
             self.on_elected(machine)
             self._votes.setdefault((raft.term, raft.member), raft.member)
-            votes = [v for v in self._voters if self._votes.get((raft.term, v)) == raft.member]
-            assert len(votes) >= majority_of(len(self._voters)), (
+            voters = self.members.after(raft.log, raft.log.last_index).voters
+            votes = [v for v in voters if self._votes.get((raft.term, v)) == raft.member]
+            assert len(votes) >= majority_of(len(voters)), (
                 f"{machine.name} leads term {raft.term} with {len(votes)} votes"
             )
+            self._check_complete(machine, raft)
             assert raft.log.last_term == raft.term, (
                 f"{machine.name} leads term {raft.term} without a block of it (paper §8)"
             )
@@ -198,6 +255,10 @@ class Watch:
 
     def leaves(self, machine: Machine, target: MemberId, message: AnyMessage) -> None:
         """What a message promises must be durable at the moment it leaves (paper, figure 2)."""
+        assert machine.member not in self.members.dead, (
+            f"{machine.name} speaks under the key of a wiped disk"
+        )
+        self._trace.coverage["handovers asked for"] += isinstance(message, TimeoutNow)
         if isinstance(message, PreVoteRequest | PreVoteReply) or not isinstance(
             message, RaftMessage
         ):
@@ -245,6 +306,26 @@ class Watch:
         first = self._votes.setdefault((term, machine.member), candidate)
         assert first == candidate, f"{machine.name} voted twice in term {term}"
 
+    def serves(self, machine: Machine, reply: BlocksReply) -> None:
+        """What one member fetches from another is committed, for it is taken without a quorum."""
+        end = reply.first + len(reply.blocks)
+        assert end <= len(self.committed), f"{machine.name} serves blocks that are not committed"
+        for index, raw in enumerate(reply.blocks, start=reply.first):
+            assert raw == self.committed[index].encode(), f"{machine.name} serves another {index}"
+        is_leader = machine.running.raft.role is Role.LEADER
+        by = "leaders" if is_leader else "followers"
+        self._trace.coverage[f"fetches served by {by}"] += bool(reply.blocks)
+
+    # What reaches a machine
+
+    def heard(self, machine: Machine, source: MemberId, message: AnyMessage, term: int) -> None:
+        """A machine has taken a message, under `term` before that."""
+        self._contacts.heard(machine, source, message, term)
+
+    def lost_connection(self, machine: Machine, peer: MemberId) -> None:
+        """A machine hears that a connection broke."""
+        self._contacts.lost(machine, peer)
+
     # What reaches a disk
 
     def saving(self, machine: Machine, save: Save) -> None:
@@ -261,7 +342,9 @@ class Watch:
             assert block.previous_hash == parent.hash, f"{machine.name} saves a broken link"
             known = self._sound.get(block.hash)
             if known is None:
-                verify_block(parent, block, cluster_id=self.committed[0].hash, sealers=self._voters)
+                log = machine.running.raft.log
+                sealers = self.members.after(log, block.index - 1).electors
+                verify_block(parent, block, cluster_id=self.committed[0].hash, sealers=sealers)
                 self._sound[block.hash] = known = block
             assert known.body == block.body, f"{machine.name} saves another body of one hash"
             assert known.signature == block.signature, f"{machine.name} saves another signature"

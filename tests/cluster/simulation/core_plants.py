@@ -152,7 +152,7 @@ def counts_one_less(self: Any) -> int:
     return int(self._log.commit_index)
 
 
-def unbounded_heartbeat(self: Any, member: bytes, contact_round: int) -> Heartbeat:
+def unbounded_heartbeat(self: Any, member: bytes, contact_round: int, _now_us: int) -> Heartbeat:
     """A heartbeat names the commit index whatever the follower holds."""
     self._told_commit[member] = self._log.commit_index
     return Heartbeat(

@@ -1,6 +1,7 @@
 """The simulator is able to fail: it finds every planted defect, by the check that is meant for it.
 
-Relies on the table in `defects.py` beside it; without a plant the same seeds are clean.
+Relies on the tables in `defects.py` and `membership_defects.py` beside it; without a plant the same
+seeds are clean.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pytest
 from cluster.simulation.faults import Scenario
 from cluster.simulation.world import Result, simulate
 from tests.cluster.simulation.defects import DEFECTS, Defect
+from tests.cluster.simulation.membership_defects import MEMBERSHIP_DEFECTS
 
 
 def find(defect: Defect) -> Result | None:
@@ -29,7 +31,7 @@ def find(defect: Defect) -> Result | None:
     return None
 
 
-@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+@pytest.mark.parametrize("defect", [*DEFECTS, *MEMBERSHIP_DEFECTS], ids=lambda defect: defect.name)
 def test_a_planted_defect_is_found(defect: Defect) -> None:
     """Within its seeds the defect breaks a rule, and the words say which."""
     with defect.planted():

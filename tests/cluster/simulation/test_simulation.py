@@ -31,8 +31,24 @@ KEPT: list[tuple[str, Scenario]] = [
     ("one member's vote, twice", Scenario(seed=45, nodes=5, seconds=30.0)),
     ("a read at a cut-off leader", Scenario(seed=3, nodes=3, seconds=30.0, profile="network")),
     ("a heartbeat's reply that waits while its blocks go", Scenario(seed=301, seconds=60.0)),
+    *(
+        (story, Scenario(seed=seed, nodes=nodes, seconds=30.0, profile="membership"))
+        for story, nodes, seed in (
+            ("an idle learner, a lost leader, first members that moved", 3, 1),
+            ("blocks to fetch, and most of those to ask are gone", 3, 27),
+            ("a leader that has moved, and a learner that does not know", 3, 38),
+            ("a voter that missed so much that all it knew are gone", 5, 0),
+        )
+    ),
 ]
 """Seeds worth keeping, and what they came upon, some of them with a defect planted."""
+
+MEMBERSHIP_FAULTS = (
+    Fault.MEMBER_CHANGE,
+    Fault.TRANSFER,
+    Fault.WIPED_DISK,
+    Fault.CRASH_AMID,
+)
 
 SAME_EVERYWHERE = (
     Scenario(seed=5, nodes=5, seconds=20.0),
@@ -40,6 +56,8 @@ SAME_EVERYWHERE = (
     Scenario(seed=41, nodes=3, seconds=20.0),
     Scenario(seed=31, nodes=5, seconds=20.0, profile="network"),
     Scenario(seed=3, nodes=3, seconds=20.0, profile="disk"),
+    Scenario(seed=3, nodes=3, seconds=20.0, profile="membership"),
+    Scenario(seed=0, nodes=5, seconds=20.0, profile="membership"),
 )
 
 PRINT_HASHES = (
@@ -94,7 +112,7 @@ def test_a_kept_seed_is_clean(story: str, scenario: Scenario) -> None:
 @pytest.mark.parametrize("seed", FRESH)
 def test_a_fresh_seed_is_clean(seed: int) -> None:
     """Seeds that nobody has run before break no rule."""
-    for profile in ("chaos", "disk", "network"):
+    for profile in ("chaos", "disk", "network", "membership"):
         scenario = Scenario(seed=seed, nodes=(3, 5, 7)[seed % 3], seconds=20.0, profile=profile)
         assert simulate(scenario).violation is None, f"{scenario}"
 
@@ -159,6 +177,36 @@ def test_bad_disks_reach_what_they_are_for() -> None:
         "nodes stopped: DamagedBlockError",
         "boots failed: DamagedBlockError",
         "boots failed: NoSpaceError",
+    )
+    assert [] == [name for name in rare if not coverage[name]]
+
+
+def test_membership_reaches_what_it_is_for() -> None:
+    """Members come, vote, move and go, by the leader's hand and against its will."""
+    faults: Counter[str] = Counter()
+    coverage: Counter[str] = Counter()
+    for seed in range(20):
+        result = simulate(Scenario(seed=seed, nodes=5, seconds=30.0, profile="membership"))
+        assert result.violation is None, f"seed {seed}: {result.violation}"
+        faults.update(result.faults)
+        coverage.update(result.coverage)
+    assert set() == {kind for kind in MEMBERSHIP_FAULTS if not faults[kind]}
+    rare = (
+        "members added",
+        "members promoted",
+        "members removed",
+        "members moved",
+        "membership changes reverted",
+        "leaders that removed themselves",
+        "handovers asked for",
+        "changes heard to be committed",
+        "changes refused: no-commit-in-term",
+        "changes refused: not-leader",
+        "fetches served by followers",
+        "messages of strangers",
+        "removed members turned away",
+        "messages to where nobody listens",
+        "elections that a living leader kept off",
     )
     assert [] == [name for name in rare if not coverage[name]]
 
