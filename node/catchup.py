@@ -76,6 +76,7 @@ class CatchUp:
         self._block_bytes: int | None = None
         self._silent: dict[MemberId, int] = {}
         self._tried: set[MemberId] = set()
+        self._answered: set[MemberId] = set()
         self._orphan_since_us: int | None = None
 
     def requests(
@@ -108,6 +109,7 @@ class CatchUp:
         if asked is None or asked.target != source:
             return False
         del self._asked[reply.first]
+        self._answered.add(source)
         self.target_index = max(self.target_index, reply.commit_index)
         if not reply.blocks:
             self.shun(source, now_us)
@@ -136,6 +138,7 @@ class CatchUp:
                 del self._asked[first]
                 self.shun(asked.target, now_us)
                 self._silent[asked.target] = now_us + SILENT_US
+                self._answered.discard(asked.target)
         for known in (self._asked, self._arrived):
             for first in [first for first in known if first <= commit_index]:
                 del known[first]
@@ -201,9 +204,14 @@ class CatchUp:
     ) -> MemberId | None:
         """Anyone who is not shunned: peers, the leader, seeds, then who was silent the longest.
 
-        The leader has enough to do; but it is alive, which of the others nobody knows.
+        The leader has enough to do; but it is alive, which of the others nobody knows. Who did not
+        answer last time is asked one thing at a time, so that several are tried at once.
         """
-        able = [sorted(p for p in group if self._shunned.get(p, 0) <= now_us) for group in known]
+        busy = {asked.target for asked in self._asked.values()} - self._answered
+        able = [
+            sorted(p for p in group if self._shunned.get(p, 0) <= now_us and p not in busy)
+            for group in known
+        ]
         heard = [
             [p for p in group if p != leader and self._silent.get(p, 0) <= now_us] for group in able
         ]

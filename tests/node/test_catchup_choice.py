@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from random import Random
 
-from node.catchup import FIRST_PATIENCE_US, PATIENCE_US, SHUN_US, CatchUp
+from consensus.messages import BlocksReply, BlocksRequest
+from node.catchup import (
+    FIRST_PATIENCE_US,
+    PATIENCE_US,
+    RANGES_IN_FLIGHT,
+    SHUN_US,
+    CatchUp,
+)
 
 GONE = [bytes([number]) for number in range(1, 8)]
 LEADER, SEED = b"leader", b"seed"
@@ -71,6 +78,19 @@ def test_among_the_silent_the_turn_goes_round() -> None:
     asking = Asking(leader=None, seeds=[])
     first = asking.targets(len(GONE))
     assert first == asking.targets(len(GONE))
+
+
+def test_several_of_the_silent_are_tried_at_once() -> None:
+    """Ranges that are open together do not wait for one and the same member that may be gone."""
+    catch_up = CatchUp(election_max_us=600_000, random=Random(1))
+    catch_up.target_index = 1_000
+    (first,) = catch_up.requests(now_us=0, commit_index=0, leader=None, peers=[SEED])
+    assert first == (SEED, BlocksRequest(1, 64))
+    assert catch_up.arrived(SEED, BlocksReply(1, 1_000, (b"block",) * 64), now_us=1)
+    asked = catch_up.requests(now_us=1, commit_index=64, leader=None, peers=GONE)
+    targets = [target for target, _ in asked]
+    assert RANGES_IN_FLIGHT == len(set(targets))
+    assert RANGES_IN_FLIGHT == len(targets)
 
 
 def test_a_first_answer_is_waited_for_less_long_than_a_second() -> None:
