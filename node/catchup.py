@@ -17,7 +17,8 @@ from consensus.messages import BlocksReply, BlocksRequest
 from storage.errors import DamagedBlockError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
     from random import Random
 
     from consensus.messages import MemberId
@@ -90,7 +91,7 @@ class CatchUp:
         now_us: int,
         commit_index: int,
         leader: MemberId | None,
-        peers: Collection[MemberId],
+        peers: AbstractSet[MemberId],
     ) -> list[tuple[MemberId, BlocksRequest]]:
         """What to ask now, and whom; `commit_index` is how far this member has come."""
         self._forget_lost(now_us, commit_index)
@@ -157,6 +158,7 @@ class CatchUp:
         lost = [first for first, asked in self._asked.items() if now_us >= asked.due_us]
         for target in sorted({self._asked.pop(first).target for first in lost}):
             self._alive.discard(target)
+            self._answered.discard(target)
             length_us = min(2 * self._silent.get(target, SILENCE_SHUN_US // 2), MAX_SHUN_US)
             self._silent[target] = length_us
             self._shunned[target] = now_us + length_us
@@ -197,7 +199,7 @@ class CatchUp:
         now_us: int,
         commit_index: int,
         leader: MemberId | None,
-        peers: Collection[MemberId],
+        peers: AbstractSet[MemberId],
     ) -> list[tuple[MemberId, BlocksRequest]]:
         """Without a leader for an election timeout: ask one member, and another after a while."""
         if leader is not None:
@@ -220,13 +222,15 @@ class CatchUp:
         return BlocksRequest(first, through)
 
     def _choose(
-        self, now_us: int, leader: MemberId | None, peers: Collection[MemberId]
+        self, now_us: int, leader: MemberId | None, peers: AbstractSet[MemberId]
     ) -> MemberId | None:
         """Anyone who is alive and not shunned, then the leader, then whoever else is not shunned.
 
-        The leader has enough to do; but of those that nothing was heard of, most may be gone.
+        The leader has enough to do; but of those that nothing was heard of, most may be gone. Who
+        did not answer last time is asked one thing at a time, so that several are tried at once.
         """
-        willing = sorted(p for p in peers if self._shunned.get(p, 0) <= now_us)
+        busy = {asked.target for asked in self._asked.values()} - self._answered
+        willing = sorted(p for p in peers - busy if self._shunned.get(p, 0) <= now_us)
         alive = [peer for peer in willing if peer in self._alive and peer != leader]
         leading = [peer for peer in willing if peer == leader]
         choice = alive or leading or willing

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 LOOK_S: Final = 0.6
 """How long after one look the next is taken, on average; much sooner once all faults are over."""
 TIDY_LOOK_US: Final = 60_000
+LEADERLESS_US: Final = 2 * MICROS_PER_SECOND
+"""After this long without a leader something must be done about it."""
 LINGER_S: Final = 3.0
 """How long a removed node still runs, on average."""
 SET_UP_S: Final = 1.5
@@ -71,6 +73,7 @@ class Administrator:
         self._watch = watch
         self._random = scenario.stream("administrator")
         self._is_over = False
+        self._led_us = 0
 
     def begin(self) -> None:
         """Look after the cluster from now on."""
@@ -304,9 +307,12 @@ class Administrator:
         """
         present, tip = self._watch.members.present, self._watch.committed[-1]
         up = [site.machine for site in self.sites if site.machine.replica is not None]
-        is_led = any(machine.running.raft.role is Role.LEADER for machine in up)
+        if any(machine.running.raft.role is Role.LEADER for machine in up):
+            self._led_us = self._queue.now_us
+        voters = [machine for machine in up if machine.member in present.voters]
+        is_led = self._queue.now_us - self._led_us < LEADERLESS_US or len(voters) == 1
         for machine in up:
-            listed = _listed(machine, [other for other in up if other is not machine])
+            listed = _listed(machine, [other for other in voters if other is not machine])
             listed += [
                 (tip.term, tip.index, member.peer)
                 for member in present.members

@@ -11,7 +11,7 @@ from consensus.messages import BlocksReply
 from node.catchup import FIRST_PATIENCE_US, PATIENCE_US, SILENCE_SHUN_US, CatchUp
 
 LEADER, ONE, TWO = (bytes([number]) * 32 for number in (9, 1, 2))
-PEERS = (LEADER, ONE, TWO)
+PEERS = {LEADER, ONE, TWO}
 STEP_US = 100_000
 
 
@@ -42,7 +42,7 @@ def test_who_stays_silent_is_asked_less_and_less(catch_up: CatchUp) -> None:
     asked_at = [
         now_us
         for now_us in range(0, 60 * PATIENCE_US, STEP_US)
-        for target, _ in catch_up.requests(now_us=now_us, commit_index=0, leader=None, peers=[ONE])
+        for target, _ in catch_up.requests(now_us=now_us, commit_index=0, leader=None, peers={ONE})
         if target == ONE
     ]
     pauses = [
@@ -68,7 +68,7 @@ def test_an_answer_makes_up_for_silence(catch_up: CatchUp) -> None:
 
 def sole(catch_up: CatchUp, now_us: int) -> list[bytes]:
     """Whom it asks where there is but one."""
-    requests = catch_up.requests(now_us=now_us, commit_index=0, leader=None, peers=[ONE])
+    requests = catch_up.requests(now_us=now_us, commit_index=0, leader=None, peers={ONE})
     return [target for target, _ in requests][:1]
 
 

@@ -117,7 +117,7 @@ def test_an_answer_is_taken_in_slices() -> None:
     """So that verifying it never holds the loop; all of it comes, in order, from one source."""
     catch_up = CatchUp(election_max_us=600_000, random=Random(1))
     catch_up.target_index = 5
-    ((_, request),) = catch_up.requests(now_us=0, commit_index=0, leader=None, peers=[SEED])
+    ((_, request),) = catch_up.requests(now_us=0, commit_index=0, leader=None, peers={SEED})
     assert BlocksRequest(1, min(5, MAX_RANGE_BLOCKS)) == request
     blocks = tuple(bytes([number]) * BLOCK_BYTES for number in range(5))
     assert catch_up.arrived(SEED, BlocksReply(3, first=1, commit_index=5, blocks=blocks), 1)
