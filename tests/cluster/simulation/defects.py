@@ -384,7 +384,7 @@ DEFECTS: Final = (
     Defect(
         "an index batch is reported before it is written",
         ((SimulatedIndex, "apply", reports_unwritten),),
-        "not the chain's|finds id",
+        "not the chain's|finds id|committed twice",
         "disk",
     ),
     Defect(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import consensus.roster
 from cluster.simulation.machine import Machine
 from consensus.changes import ChangeRefusal, Membership
 from consensus.intake import Intake
 from consensus.leadership import Leadership
 from consensus.learners import Round
 from consensus.raft import Raft
-from consensus.roster import Roster
 from node.catchup import CatchUp
 from node.fetching import Fetching
 from tests.cluster.simulation.defects import Defect, replaced
@@ -29,6 +29,7 @@ from tests.cluster.simulation.membership_plants import (
     may_always_propose,
     plans_in_spite_of,
     promotes_after_short_rounds_alone,
+    rounds_end_with_blocks_alone,
     serves_saved,
     takes_former,
     tells_the_silent_nothing,
@@ -84,13 +85,13 @@ MEMBERSHIP_DEFECTS: Final = (
     defect(
         "a wiped disk comes back under its old key",
         (Machine, "set_up", comes_back_as_it_was),
-        (Roster, "_refuse_former", replaced(staticmethod(takes_former))),
+        (consensus.roster, "_refuse_former", replaced(takes_former)),
         found_by="wiped disk|member again",
     ),
     defect(
         "a change survives its truncated block",
-        (Roster, "truncate_from", replaced(lambda _self, _index: None)),
-        (Roster, "append", keeps_truncated),
+        (consensus.roster.Roster, "truncate_from", replaced(lambda _self, _index: None)),
+        (consensus.roster.Roster, "append", keeps_truncated),
         found_by="another roster",
         seeds=60,
     ),
@@ -99,6 +100,7 @@ MEMBERSHIP_DEFECTS: Final = (
         (Raft, "may_propose", may_always_propose),
         found_by="while it hands over",
         nodes=5,
+        seeds=80,
     ),
     defect(
         "a successor gets votes whatever its log",
@@ -133,6 +135,7 @@ MEMBERSHIP_DEFECTS: Final = (
     defect(
         "an idle cluster promotes no learner",
         (Round, "acknowledged", replaced(promotes_after_short_rounds_alone)),
+        (Leadership, "_on_heartbeat_reply", rounds_end_with_blocks_alone),
         found_by="not the members that are wanted",
         seeds=60,
     ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from consensus.block import decode_block, tip_after
 from consensus.changes import ChangeError, ChangeRefusal, holds_change
 from consensus.quorum import majority_index
+from node.catchup import MAX_SHUN_US
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,6 +194,17 @@ def promotes_after_short_rounds_alone(
         self.began_us = now_us
 
 
+def rounds_end_with_blocks_alone(right: Any) -> Any:
+    """What a learner says of itself between blocks ends no round."""
+
+    def on_heartbeat_reply(self: Any, source: bytes, reply: Any, now_us: int) -> None:
+        rounds, self._rounds = self._rounds, {}
+        right(self, source, reply, now_us)
+        self._rounds = rounds
+
+    return on_heartbeat_reply
+
+
 def believes_in_lost_leader(right: Any) -> Any:
     """Who cannot lead goes on following a leader that it does not hear any more."""
 
@@ -205,9 +217,9 @@ def believes_in_lost_leader(right: Any) -> Any:
     return campaign
 
 
-def forgets_who_was_silent(self: Any, now_us: int, leader: Any, known: Any) -> Any:
+def forgets_who_was_silent(self: Any, now_us: int, leader: Any, peers: Any) -> Any:
     """Of those that are gone one or another is always asked before the leader."""
-    able = sorted(p for p in known[0] if self._shunned.get(p, 0) <= now_us)
+    able = sorted(p for p in peers if self._shunned.get(p, 0) <= now_us + MAX_SHUN_US)
     others = [peer for peer in able if peer != leader]
     return self._random.choice(others or able) if able else None
 
