@@ -167,6 +167,9 @@ class Route:
         except AddressError as error:
             self._meet_obstacle(str(error))
             return
+        if port == 0:
+            self._meet_obstacle("nobody listens at port 0")
+            return
         if _is_numeric(host):
             self.endpoints = (_endpoint(host, port),)
         else:
@@ -219,11 +222,12 @@ class Route:
 
 
 def _is_numeric(host: str) -> bool:
+    """Whether nobody needs to be asked; the zone of an IPv6 address is the name of a device."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return False
-    return True
+    return "%" not in host
 
 
 def _endpoint(host: str, port: int) -> str:

@@ -1,0 +1,511 @@
+"""Peers that cannot be connected to, and peers behind names, over real sockets.
+
+The resolver is a fake one, which answers and hangs as a test says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+import zmq
+from nacl.signing import SigningKey
+from structlog.testing import capture_logs
+
+from node.identity import Identity
+from node.lane import Lane
+from node.route import look_up
+from node.zmq_loop import SocketHub
+from tests.node.transport_members import (
+    NOWHERE,
+    Member,
+    Members,
+    Names,
+    only_message_is_from,
+    open_descriptors,
+    soon,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+ODD_ADDRESSES = [
+    "",
+    "nonsense",
+    ":7001",
+    "peer:",
+    "peer:x",
+    "peer:65536",
+    "peer:" + "9" * 5_000,
+    "127.0.0.1:0",
+    "[fe80::1%nowhere]:7001",
+    "a..b:7001",
+    f"{'x' * 64}:7001",
+    "nu\0l:7001",
+]
+
+
+@pytest_asyncio.fixture
+async def members() -> AsyncIterator[Members]:
+    """Members of one test."""
+    async with Members() as opened:
+        yield opened
+
+
+@pytest.fixture
+def names() -> Iterator[Names]:
+    """A resolver that knows nothing yet."""
+    resolver = Names()
+    yield resolver
+    resolver.close()
+
+
+def somebody() -> bytes:
+    """The id of a member that is nowhere."""
+    return Identity.of(SigningKey.generate()).public_key
+
+
+def scarce_sockets(monkeypatch: pytest.MonkeyPatch, *kinds: int) -> list[int]:
+    """Refuse these sockets, in this order, as a process without descriptors does; what is left."""
+    opened = SocketHub.socket
+    left = list(kinds)
+
+    def scarce(hub: SocketHub, kind: int) -> zmq.Socket[bytes]:
+        if left and kind == left[0]:
+            left.pop(0)
+            raise zmq.ZMQError(errno.EMFILE)
+        return opened(hub, kind)
+
+    monkeypatch.setattr(SocketHub, "socket", scarce)
+    return left
+
+
+# Peers that cannot be connected to
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("address", ODD_ADDRESSES)
+async def test_no_address_stops_a_running_member(members: Members, address: str) -> None:
+    """A peer whose address cannot be used is listed with the cause; the others are reached."""
+    first, second = await members.open(), await members.open()
+    odd = somebody()
+    second.meet(first)
+    first.transport.set_peers({odd: address, second.id: second.address})
+    assert second.id == await soon(first.ups.get())
+    await only_message_is_from(second, first)
+    await until(lambda: odd in first.transport.unusable)
+    assert [odd] == list(first.transport.unusable)
+    assert first.transport.unusable[odd].startswith(f"peer {address} cannot be connected to: ")
+    assert first.transport.counters.unusable > 0
+    assert not first.send(Member(), b"to no peer")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("address", ODD_ADDRESSES)
+async def test_no_address_stops_a_start(members: Members, address: str) -> None:
+    """A chain that holds such an address can still be started on."""
+    second = await members.open()
+    first, odd = Member(), somebody()
+    first.transport.set_peers({odd: address, second.id: second.address})
+    await first.transport.start()
+    members.push_async_callback(first.transport.close)
+    members.callback(first.nothing_failed)
+    second.meet(first)
+    assert second.id == await soon(first.ups.get())
+    await until(lambda: [odd] == list(first.transport.unusable))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "kinds", [[zmq.DEALER] * 6, [zmq.PAIR] * 4, [zmq.DEALER, zmq.PAIR, zmq.PAIR]]
+)
+async def test_want_of_descriptors_puts_a_new_peer_off(
+    members: Members, monkeypatch: pytest.MonkeyPatch, kinds: list[int]
+) -> None:
+    """A link that cannot be opened at first is tried later, and is an alarm only until then."""
+    first, second = await members.open(), await members.open()
+    second.meet(first)
+    left = scarce_sockets(monkeypatch, *kinds)
+    with capture_logs() as logs:
+        first.meet(second)
+        cause = f"peer {second.address} cannot be connected to: Too many open files"
+        assert {second.id: cause} == first.transport.unusable
+        assert second.id == await soon(first.ups.get())
+    assert [] == left
+    assert {} == first.transport.unusable
+    assert len(kinds) == first.transport.counters.unusable
+    assert [("peer_unusable", second.address, "Too many open files")] == [
+        (log["event"], log["address"], log["cause"]) for log in logs
+    ]
+
+
+@pytest.mark.asyncio
+async def test_want_of_descriptors_stops_no_start(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a transport's own sockets are needed for a start; those to peers can wait."""
+    second = await members.open()
+    first = Member()
+    first.meet(second)
+    scarce_sockets(monkeypatch, zmq.DEALER, zmq.DEALER)
+    await first.transport.start()
+    members.push_async_callback(first.transport.close)
+    second.meet(first)
+    assert second.id == await soon(first.ups.get())
+
+
+@pytest.mark.asyncio
+async def test_a_name_that_appears_late_is_found(members: Members, names: Names) -> None:
+    """A name that nobody knows is an alarm, logged once and asked for until somebody knows it."""
+    first, second = await members.open(look_up=names), await members.open()
+    second.meet(first)
+    with capture_logs() as logs:
+        first.transport.set_peers({second.id: "late.test:7001"})
+        await until(lambda: first.transport.counters.unusable == 3)
+        assert {
+            second.id: "peer late.test:7001 cannot be connected to: no such name"
+        } == first.transport.unusable
+        names.answers["late.test"] = (second.address,)
+        assert second.id == await soon(first.ups.get())
+    assert {} == first.transport.unusable
+    assert ["peer_unusable"] == [log["event"] for log in logs]
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_turns_unusable_again_is_logged_again(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time counts that a connected peer is lost for a cause on this side."""
+    first, second = await members.pair()
+    with capture_logs() as logs:
+        for _ in range(2):
+            left = scarce_sockets(monkeypatch, zmq.DEALER, zmq.DEALER)
+            address = second.address
+            await second.transport.close()
+            await until(partial(list.__eq__, left, []))
+            second = await members.open(identity=second.identity, bind=address)
+            second.meet(first)
+            assert second.id == await soon(first.ups.get())
+    assert ["peer_unusable"] * 2 == [log["event"] for log in logs]
+
+
+@pytest.mark.asyncio
+async def test_want_of_threads_puts_a_look_up_off(
+    members: Members, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that cannot be had makes a peer unusable for a while, and nothing else."""
+    first, second = await members.open(look_up=names), await members.open()
+    names.answers["peer.test"] = (second.address,)
+    second.meet(first)
+    with monkeypatch.context() as scarce:
+
+        def refuse(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        scarce.setattr(threading.Thread, "start", refuse)
+        first.transport.set_peers({second.id: "peer.test:7001"})
+        await until(lambda: first.transport.counters.unusable > 0)
+    assert {
+        second.id: "peer peer.test:7001 cannot be connected to: can't start new thread"
+    } == first.transport.unusable
+    assert second.id == await soon(first.ups.get())
+
+
+# Names
+
+
+@pytest.mark.asyncio
+async def test_numbers_are_not_looked_up(members: Members, names: Names) -> None:
+    """An address of numbers, of either family, takes no detour: the socket is there at once."""
+    first = await members.open(look_up=names)
+    for host in ("127.0.0.1", "[::1]"):
+        second = await members.open(bind=f"{host}:0")
+        second.meet(first)
+        first.meet(second)
+        assert all(link._dealer for link in first.transport._peers[second.id].links.values())
+        assert second.id == await soon(first.ups.get())
+    assert [] == names.asked
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_a_peer_behind_a_name_is_reached(members: Members, names: Names, host: str) -> None:
+    """What the resolver answers, of either family, is connected to; each peer is asked for once."""
+    first, second = await members.open(look_up=names), await members.open(bind=f"{host}:0")
+    names.answers["peer.test"] = (second.address,)
+    second.meet(first)
+    first.transport.set_peers({second.id: "peer.test:7001"})
+    assert second.id == await soon(first.ups.get())
+    for lane in Lane:
+        assert first.send(second, b"hello", lane)
+        assert (first.id, b"hello") == await soon(second.inbox.get())
+    assert 1 == names.times_asked("peer.test")
+
+
+@pytest.mark.asyncio
+async def test_the_systems_resolver_is_asked(members: Members) -> None:
+    """Where a test brings no resolver of its own, the system's answers."""
+    first, second = await members.open(), await members.open()
+    second.meet(first)
+    port = second.address.rpartition(":")[2]
+    first.transport.set_peers({second.id: f"localhost:{port}"})
+    assert second.id == await soon(first.ups.get())
+
+
+def test_the_systems_answer_names_each_endpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endpoints come in the resolver's order, IPv6 in brackets."""
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fd00::1", 7001, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 7001)),
+        (socket.AF_INET, socket.SOCK_STREAM, 132, "", ("192.0.2.1", 7001)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert ("[fd00::1]:7001", "192.0.2.1:7001") == look_up("peer.test", 7001)
+
+
+@pytest.mark.asyncio
+async def test_names_that_hang_hold_nobody(members: Members, names: Names) -> None:
+    """However many look-ups hang, other peers are reached, by number and by name."""
+    first = await members.open(look_up=names)
+    second, third = await members.open(), await members.open()
+    second.meet(first)
+    third.meet(first)
+    hanging = [f"hanging{number}.test" for number in range(20)]
+    names.hold(*hanging)
+    names.answers["peer.test"] = (third.address,)
+    first.transport.set_peers(
+        {somebody(): f"{name}:7001" for name in hanging}
+        | {second.id: second.address, third.id: "peer.test:7001"}
+    )
+    assert {second.id, third.id} == {await soon(first.ups.get()), await soon(first.ups.get())}
+    await until(lambda: len(names.asked) == len(hanging) + 1)
+    await only_message_is_from(second, first)
+
+
+@pytest.mark.asyncio
+async def test_look_ups_that_hang_are_bounded(members: Members, names: Names) -> None:
+    """Look-ups given up go on in their threads; too many of them put further ones off."""
+    first = await members.open(look_up=names)
+    second = await members.open()
+    second.meet(first)
+    hanging = [f"hanging{number}.test" for number in range(32)]
+    names.hold(*hanging)
+    names.answers["peer.test"] = (second.address,)
+    for name in hanging:
+        first.transport.set_peers({somebody(): f"{name}:7001"})
+    first.transport.set_peers({second.id: "peer.test:7001"})
+    cause = "peer peer.test:7001 cannot be connected to: too many names are being looked up"
+    await until(lambda: {second.id: cause} == first.transport.unusable)
+    names.release()
+    assert second.id == await soon(first.ups.get())
+
+
+@pytest.mark.asyncio
+async def test_endpoints_are_tried_in_turn(members: Members, names: Names) -> None:
+    """Nobody at the first, somebody else at the next ones: the peer at the last is found."""
+    first, second, other = [await members.open(look_up=names) for _ in range(3)]
+    served = asyncio.Event()
+
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.set()
+        writer.close()
+        await writer.wait_closed()
+
+    second.meet(first)
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        names.answers["peer.test"] = (
+            "no number:1",  # libzmq refuses this one
+            NOWHERE,
+            f"{host}:{port}",
+            other.address,
+            second.address,
+        )
+        first.transport.set_peers({second.id: "peer.test:7001"})
+        assert second.id == await soon(first.ups.get())
+        assert served.is_set()
+    assert other.transport.counters.refused_handshakes > 0
+    await only_message_is_from(second, first)
+
+
+@pytest.mark.asyncio
+async def test_a_name_makes_nobody_a_peer(members: Members, names: Names) -> None:
+    """A name that leads to another member's endpoint opens nothing: the key decides."""
+    first, second = await members.open(look_up=names), await members.open()
+    second.meet(first)
+    absent = somebody()
+    names.answers["absent.test"] = (second.address,)
+    first.transport.set_peers({absent: "absent.test:7001"})
+    await until(lambda: second.transport.counters.refused_handshakes > 3)
+    assert frozenset() == first.transport.connected
+    assert not any(first.transport.send(absent, lane, b"for you alone") for lane in Lane)
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_moved_behind_its_name_is_found(members: Members, names: Names) -> None:
+    """A broken connection asks for the name again, and goes where it leads now."""
+    first, second = await members.open(look_up=names), await members.open()
+    names.answers["peer.test"] = (second.address,)
+    first.transport.set_peers({second.id: "peer.test:7001"})
+    second.meet(first)
+    assert second.id == await soon(first.ups.get())
+    moved = await members.open(identity=second.identity)
+    moved.meet(first)
+    names.answers["peer.test"] = (moved.address,)
+    await second.transport.close()
+    assert second.id == await soon(first.ups.get())
+    await only_message_is_from(moved, first)
+
+
+@pytest.mark.asyncio
+async def test_a_name_that_led_nowhere_is_asked_for_again(members: Members, names: Names) -> None:
+    """Where nobody ever listened the name may lead elsewhere by now."""
+    first, second = await members.open(look_up=names), await members.open()
+    second.meet(first)
+    names.answers["peer.test"] = (NOWHERE,)
+    first.transport.set_peers({second.id: "peer.test:7001"})
+    await until(lambda: names.times_asked("peer.test") > 1)
+    assert {} == first.transport.unusable
+    names.answers["peer.test"] = (second.address,)
+    assert second.id == await soon(first.ups.get())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_resolver_that_is_down_breaks_nothing(
+    members: Members, names: Names, hangs: bool
+) -> None:
+    """What was known stays in use while the resolver hangs or knows the name no more."""
+    first, second = await members.open(look_up=names), await members.open()
+    names.answers["peer.test"] = (second.address,)
+    first.transport.set_peers({second.id: "peer.test:7001"})
+    second.meet(first)
+    assert second.id == await soon(first.ups.get())
+    if hangs:
+        names.hold("peer.test")
+    names.answers.clear()
+    address = second.address
+    await second.transport.close()
+    await until(lambda: names.times_asked("peer.test") > 1)
+    back = await members.open(identity=second.identity, bind=address)
+    back.meet(first)
+    assert second.id == await soon(first.ups.get())
+    assert {} == first.transport.unusable
+    await only_message_is_from(back, first)
+
+
+@pytest.mark.asyncio
+async def test_look_ups_back_off(members: Members, names: Names) -> None:
+    """A name that nobody knows is asked for less and less often, one look-up for both lanes."""
+    first = await members.open(look_up=names)
+    first.transport.set_peers({somebody(): "absent.test:7001"})
+    await until(lambda: len(names.asked) == 4)
+    pauses = [later - sooner for (_, sooner), (_, later) in pairwise(names.asked)]
+    assert [True] * 3 == [
+        least <= pause for least, pause in zip((0.1, 0.2, 0.4), pauses, strict=True)
+    ]
+
+
+# Changes of mind while a look-up is under way
+
+
+@pytest.mark.asyncio
+async def test_a_new_address_does_not_wait_for_the_old_name(members: Members, names: Names) -> None:
+    """The answer for an address that was left comes to nothing."""
+    first, second = await members.open(look_up=names), await members.open()
+    second.meet(first)
+    names.answers["old.test"] = (NOWHERE,)
+    names.hold("old.test")
+    first.transport.set_peers({second.id: "old.test:7001"})
+    await until(lambda: names.times_asked("old.test") == 1)
+    first.transport.set_peers({second.id: second.address})
+    assert second.id == await soon(first.ups.get())
+    names.release()
+    await until(lambda: first.transport._resolver._running == 0)
+    assert frozenset([second.id]) == first.transport.connected
+    assert (second.address,) == first.transport._peers[second.id].route.endpoints
+    await only_message_is_from(second, first)
+
+
+@pytest.mark.asyncio
+async def test_the_same_address_goes_on_being_looked_up(members: Members, names: Names) -> None:
+    """To set the same peers again asks nobody anew."""
+    first, second = await members.open(look_up=names), await members.open()
+    second.meet(first)
+    names.answers["peer.test"] = (second.address,)
+    names.hold("peer.test")
+    for _ in range(2):
+        first.transport.set_peers({second.id: "peer.test:7001"})
+        await until(lambda: names.times_asked("peer.test") == 1)
+    names.release()
+    assert second.id == await soon(first.ups.get())
+    assert 1 == names.times_asked("peer.test")
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_is_gone_is_not_connected_to(members: Members, names: Names) -> None:
+    """The answer for a peer that is one no more opens nothing, good or bad."""
+    first, second = await members.open(look_up=names), await members.open()
+    names.answers["peer.test"] = (second.address,)
+    names.hold("peer.test", "absent.test")
+    before = open_descriptors()
+    first.transport.set_peers({second.id: "peer.test:7001", somebody(): "absent.test:7001"})
+    await until(lambda: len(names.asked) == 2)
+    first.transport.set_peers({})
+    names.release()
+    await until(lambda: first.transport._resolver._running == 0)
+    assert before == open_descriptors()
+    assert 0 == first.transport.counters.unusable
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("waits", ["for the resolver", "to ask again", "to connect again"])
+async def test_closing_leaves_no_look_up(members: Members, names: Names, waits: str) -> None:
+    """Whatever a peer behind a name waits for, closing does not, and nothing goes on after it."""
+    before = open_descriptors()
+    first = await members.open(look_up=names)
+    names.answers["peer.test"] = (NOWHERE,)
+    if waits == "for the resolver":
+        names.hold("peer.test")
+    if waits == "to ask again":
+        names.answers.clear()
+    first.transport.set_peers({somebody(): "peer.test:7001"})
+    await until(lambda: len(names.asked) == (2 if waits == "to connect again" else 1))
+    if waits == "to ask again":
+        await until(lambda: first.transport.counters.unusable == 1)
+    asked, unusable = len(names.asked), first.transport.counters.unusable
+    await soon(first.transport.close())
+    assert before == open_descriptors()
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+    names.release()
+    await until(lambda: first.transport._resolver._running == 0)
+    assert before == open_descriptors()
+    assert asked == len(names.asked)
+    assert unusable == first.transport.counters.unusable
+
+
+def test_a_loop_that_ends_hears_no_answer(names: Names) -> None:
+    """A look-up may outlast the loop; its thread then ends in silence."""
+    names.hold("absent.test")
+
+    async def ask() -> None:
+        async with Members() as members:
+            first = await members.open(look_up=names)
+            first.transport.set_peers({somebody(): "absent.test:7001"})
+            await until(lambda: len(names.asked) == 1)
+
+    asyncio.run(ask())
+    (thread,) = names.threads
+    assert thread.is_alive()
+    assert thread.daemon, "a process that ends would wait for the resolver"
+    names.close()
+    assert not thread.is_alive()
