@@ -6,7 +6,7 @@ import asyncio
 import socket
 import uuid
 from contextlib import AsyncExitStack, ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,8 +27,10 @@ from node.outcomes import (
 from node.server import Node
 from node.submissions import Submission
 from storage.errors import BlockNotFoundError, StorageFailedError
+from tests.node.transport_members import until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from node.identity import Identity
@@ -43,8 +45,10 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def cluster_folders(base: Path, size: int) -> list[NodeConfig]:
-    """The set-up data folders of a new cluster."""
+def cluster_folders(
+    base: Path, size: int, *, hosts: Sequence[str] = ("127.0.0.1",) * 9
+) -> list[NodeConfig]:
+    """The set-up data folders of a new cluster; `hosts` are those of the peer addresses."""
     identities: dict[str, Identity] = {}
     for number in range(1, size + 1):
         folder = base / f"node{number}"
@@ -54,10 +58,12 @@ def cluster_folders(base: Path, size: int) -> list[NodeConfig]:
         Member(
             name=name,
             public_key=identity.public_key,
-            peer=f"127.0.0.1:{port}",
+            peer=f"{host}:{port}",
             http=f"127.0.0.1:{port}",
         )
-        for (name, identity), port in zip(identities.items(), free_ports(size), strict=True)
+        for (name, identity), host, port in zip(
+            identities.items(), hosts[:size], free_ports(size), strict=True
+        )
     )
     text = dump_genesis(Genesis(name="test", created_us=1_700_000_000_000_000, members=members))
     for name in identities:
@@ -138,6 +144,33 @@ async def test_a_lone_member_of_three_answers_unknown(tmp_path: Path) -> None:
         with pytest.raises(NoLeaderError):
             await node.read_barrier(timeout_s=0.2)
         assert not node.ready
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_cannot_be_connected_to_is_an_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member of the chain whose name nobody knows stops neither a start nor the others' work."""
+    known = socket.getaddrinfo
+
+    def resolve(host: str, *args: Any, **kinds: Any) -> Any:
+        if host == "gone.test":
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return known(host, *args, **kinds)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    *configs, gone = cluster_folders(tmp_path, 3, hosts=("127.0.0.1", "127.0.0.1", "gone.test"))
+    async with AsyncExitStack() as stack:
+        nodes = await start_all(stack, configs)
+        receipt = await nodes[0].record_transaction(user_id="ada", kind="note", payload=1)
+        await until(lambda: all(node.alarms for node in nodes))
+        address = next(
+            one.member.peer for one in nodes[0].status().members if one.member.name == gone.name
+        )
+        alarm = f"peer {address} cannot be connected to: no such name"
+        assert [(alarm,)] * 2 == [node.status().alarms for node in nodes]
+        assert 1 == nodes[0].metrics["alarms"]
+        assert await nodes[1].read_barrier(timeout_s=5) >= receipt.index
 
 
 @pytest.mark.asyncio
