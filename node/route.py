@@ -187,8 +187,7 @@ class Route:
             self._ask()
 
     def reached(self) -> None:
-        """Note that the peer was found: what hindered it is past."""
-        self.obstacle = None
+        """Note that the peer was found: whenever it is lost, the name is asked for soon again."""
         self._delay_ms = _LOOKUP_MS
 
     def close(self) -> None:

@@ -374,7 +374,7 @@ class Transport:
     def _on_obstacle(self, member: MemberId, cause: str) -> None:
         self.counters.unusable += 1
         peer = self._peers[member]
-        if not peer.is_logged:
+        if not peer.connected and not peer.is_logged:
             peer.is_logged = True
             _log.warning("peer_unusable", address=peer.address, cause=cause)
 

@@ -1,56 +1,32 @@
-"""Peers that cannot be connected to, and peers behind names, over real sockets.
-
-The resolver is a fake one, which answers and hangs as a test says.
-"""
+"""Peers behind names, over real sockets and with a resolver that answers and hangs as told."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import threading
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-import zmq
-from nacl.signing import SigningKey
 from structlog.testing import capture_logs
 
-from node.identity import Identity
 from node.lane import Lane
 from node.route import look_up
-from node.zmq_loop import SocketHub
 from tests.node.transport_members import (
     NOWHERE,
-    Member,
     Members,
     Names,
     only_message_is_from,
     open_descriptors,
+    somebody,
     soon,
     until,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-ODD_ADDRESSES = [
-    "",
-    "nonsense",
-    ":7001",
-    "peer:",
-    "peer:x",
-    "peer:65536",
-    "peer:" + "9" * 5_000,
-    "127.0.0.1:0",
-    "[fe80::1%nowhere]:7001",
-    "a..b:7001",
-    f"{'x' * 64}:7001",
-    "nu\0l:7001",
-]
 
 
 @pytest_asyncio.fixture
@@ -68,100 +44,6 @@ def names() -> Iterator[Names]:
     resolver.close()
 
 
-def somebody() -> bytes:
-    """The id of a member that is nowhere."""
-    return Identity.of(SigningKey.generate()).public_key
-
-
-def scarce_sockets(monkeypatch: pytest.MonkeyPatch, *kinds: int) -> list[int]:
-    """Refuse these sockets, in this order, as a process without descriptors does; what is left."""
-    opened = SocketHub.socket
-    left = list(kinds)
-
-    def scarce(hub: SocketHub, kind: int) -> zmq.Socket[bytes]:
-        if left and kind == left[0]:
-            left.pop(0)
-            raise zmq.ZMQError(errno.EMFILE)
-        return opened(hub, kind)
-
-    monkeypatch.setattr(SocketHub, "socket", scarce)
-    return left
-
-
-# Peers that cannot be connected to
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("address", ODD_ADDRESSES)
-async def test_no_address_stops_a_running_member(members: Members, address: str) -> None:
-    """A peer whose address cannot be used is listed with the cause; the others are reached."""
-    first, second = await members.open(), await members.open()
-    odd = somebody()
-    second.meet(first)
-    first.transport.set_peers({odd: address, second.id: second.address})
-    assert second.id == await soon(first.ups.get())
-    await only_message_is_from(second, first)
-    await until(lambda: odd in first.transport.unusable)
-    assert [odd] == list(first.transport.unusable)
-    assert first.transport.unusable[odd].startswith(f"peer {address} cannot be connected to: ")
-    assert first.transport.counters.unusable > 0
-    assert not first.send(Member(), b"to no peer")
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("address", ODD_ADDRESSES)
-async def test_no_address_stops_a_start(members: Members, address: str) -> None:
-    """A chain that holds such an address can still be started on."""
-    second = await members.open()
-    first, odd = Member(), somebody()
-    first.transport.set_peers({odd: address, second.id: second.address})
-    await first.transport.start()
-    members.push_async_callback(first.transport.close)
-    members.callback(first.nothing_failed)
-    second.meet(first)
-    assert second.id == await soon(first.ups.get())
-    await until(lambda: [odd] == list(first.transport.unusable))
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    "kinds", [[zmq.DEALER] * 6, [zmq.PAIR] * 4, [zmq.DEALER, zmq.PAIR, zmq.PAIR]]
-)
-async def test_want_of_descriptors_puts_a_new_peer_off(
-    members: Members, monkeypatch: pytest.MonkeyPatch, kinds: list[int]
-) -> None:
-    """A link that cannot be opened at first is tried later, and is an alarm only until then."""
-    first, second = await members.open(), await members.open()
-    second.meet(first)
-    left = scarce_sockets(monkeypatch, *kinds)
-    with capture_logs() as logs:
-        first.meet(second)
-        cause = f"peer {second.address} cannot be connected to: Too many open files"
-        assert {second.id: cause} == first.transport.unusable
-        assert second.id == await soon(first.ups.get())
-    assert [] == left
-    assert {} == first.transport.unusable
-    assert len(kinds) == first.transport.counters.unusable
-    assert [("peer_unusable", second.address, "Too many open files")] == [
-        (log["event"], log["address"], log["cause"]) for log in logs
-    ]
-
-
-@pytest.mark.asyncio
-async def test_want_of_descriptors_stops_no_start(
-    members: Members, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only a transport's own sockets are needed for a start; those to peers can wait."""
-    second = await members.open()
-    first = Member()
-    first.meet(second)
-    scarce_sockets(monkeypatch, zmq.DEALER, zmq.DEALER)
-    await first.transport.start()
-    members.push_async_callback(first.transport.close)
-    second.meet(first)
-    assert second.id == await soon(first.ups.get())
-
-
 @pytest.mark.asyncio
 async def test_a_name_that_appears_late_is_found(members: Members, names: Names) -> None:
     """A name that nobody knows is an alarm, logged once and asked for until somebody knows it."""
@@ -173,28 +55,13 @@ async def test_a_name_that_appears_late_is_found(members: Members, names: Names)
         assert {
             second.id: "peer late.test:7001 cannot be connected to: no such name"
         } == first.transport.unusable
+        names.answers["late.test"] = (NOWHERE,)
+        await until(lambda: not first.transport.unusable)
         names.answers["late.test"] = (second.address,)
         assert second.id == await soon(first.ups.get())
     assert {} == first.transport.unusable
+    assert 100 == first.transport._peers[second.id].route._delay_ms, "the next search starts soon"
     assert ["peer_unusable"] == [log["event"] for log in logs]
-
-
-@pytest.mark.asyncio
-async def test_a_peer_that_turns_unusable_again_is_logged_again(
-    members: Members, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each time counts that a connected peer is lost for a cause on this side."""
-    first, second = await members.pair()
-    with capture_logs() as logs:
-        for _ in range(2):
-            left = scarce_sockets(monkeypatch, zmq.DEALER, zmq.DEALER)
-            address = second.address
-            await second.transport.close()
-            await until(partial(list.__eq__, left, []))
-            second = await members.open(identity=second.identity, bind=address)
-            second.meet(first)
-            assert second.id == await soon(first.ups.get())
-    assert ["peer_unusable"] * 2 == [log["event"] for log in logs]
 
 
 @pytest.mark.asyncio
@@ -217,9 +84,6 @@ async def test_want_of_threads_puts_a_look_up_off(
         second.id: "peer peer.test:7001 cannot be connected to: can't start new thread"
     } == first.transport.unusable
     assert second.id == await soon(first.ups.get())
-
-
-# Names
 
 
 @pytest.mark.asyncio
@@ -367,11 +231,14 @@ async def test_a_peer_that_moved_behind_its_name_is_found(members: Members, name
 
 
 @pytest.mark.asyncio
-async def test_a_name_that_led_nowhere_is_asked_for_again(members: Members, names: Names) -> None:
+@pytest.mark.parametrize("endpoints", [(NOWHERE,), (NOWHERE, "127.0.0.2:1")])
+async def test_a_name_that_led_nowhere_is_asked_for_again(
+    members: Members, names: Names, endpoints: tuple[str, ...]
+) -> None:
     """Where nobody ever listened the name may lead elsewhere by now."""
     first, second = await members.open(look_up=names), await members.open()
     second.meet(first)
-    names.answers["peer.test"] = (NOWHERE,)
+    names.answers["peer.test"] = endpoints
     first.transport.set_peers({second.id: "peer.test:7001"})
     await until(lambda: names.times_asked("peer.test") > 1)
     assert {} == first.transport.unusable
@@ -399,7 +266,13 @@ async def test_a_resolver_that_is_down_breaks_nothing(
     back = await members.open(identity=second.identity, bind=address)
     back.meet(first)
     assert second.id == await soon(first.ups.get())
+    with capture_logs() as logs:
+        names.release()
+        await until(lambda: first.transport._resolver._running == 0)
+    assert first.transport.counters.unusable > 0
     assert {} == first.transport.unusable
+    assert (address,) == first.transport._peers[second.id].route.endpoints
+    assert [] == logs
     await only_message_is_from(back, first)
 
 

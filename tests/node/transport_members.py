@@ -277,6 +277,11 @@ class Relay:
         connection.cut()
 
 
+def somebody() -> bytes:
+    """The id of a member that is nowhere."""
+    return Identity.of(SigningKey.generate()).public_key
+
+
 async def only_message_is_from(receiver: Member, sender: Member) -> None:
     """A legitimate message is the first that the receiver hears: nothing else got through."""
     assert sender.send(receiver, b"legitimate")
