@@ -356,7 +356,9 @@ async def test_closing_leaves_no_look_up(members: Members, names: Names, waits: 
     if waits == "to ask again":
         await until(lambda: first.transport.counters.unusable == 1)
     asked, unusable = len(names.asked), first.transport.counters.unusable
+    (peer,) = first.transport._peers.values()
     await soon(first.transport.close())
+    assert peer.route._timer is None or peer.route._timer.cancelled()
     assert before == open_descriptors()
     assert {asyncio.current_task()} == asyncio.all_tasks()
     names.release()
