@@ -18,6 +18,7 @@ from tests.node.transport_members import (
     NOWHERE,
     Members,
     Names,
+    Relay,
     only_message_is_from,
     open_descriptors,
     somebody,
@@ -202,6 +203,24 @@ async def test_endpoints_are_tried_in_turn(members: Members, names: Names) -> No
 
 
 @pytest.mark.asyncio
+async def test_the_endpoint_that_answered_is_tried_first_again(
+    members: Members, names: Names
+) -> None:
+    """A connection that breaks is sought where it was, before the others have their turn."""
+    first, second = await members.open(look_up=names), await members.open()
+    second.meet(first)
+    names.answers["peer.test"] = (NOWHERE, second.address)
+    first.transport.set_peers({second.id: "peer.test:7001"})
+    assert second.id == await soon(first.ups.get())
+    control = first.transport._peers[second.id].links[Lane.CONTROL]
+    sought: asyncio.Queue[str | None] = asyncio.Queue()
+    first.transport._on_disconnect = lambda _: sought.put_nowait(control._endpoint)
+    address = second.address
+    await second.transport.close()
+    assert address == await soon(sought.get())
+
+
+@pytest.mark.asyncio
 async def test_a_name_makes_nobody_a_peer(members: Members, names: Names) -> None:
     """A name that leads to another member's endpoint opens nothing: the key decides."""
     first, second = await members.open(look_up=names), await members.open()
@@ -228,6 +247,26 @@ async def test_a_peer_that_moved_behind_its_name_is_found(members: Members, name
     await second.transport.close()
     assert second.id == await soon(first.ups.get())
     await only_message_is_from(moved, first)
+
+
+@pytest.mark.asyncio
+async def test_a_connection_outlives_its_name(members: Members, names: Names) -> None:
+    """Where one lane asks again and the name leads elsewhere, the other lane stays as it is."""
+    first, second = await members.open(look_up=names), await members.open()
+    second.meet(first)
+    async with Relay(second.address) as network:
+        names.answers["peer.test"] = (network.address,)
+        first.transport.set_peers({second.id: "peer.test:7001"})
+        assert second.id == await soon(first.ups.get())
+        assert first.send(second, bytes(100_000), Lane.BULK)
+        await soon(second.inbox.get())
+        names.answers["peer.test"] = (second.address,)
+        max(network.connections, key=lambda each: each.carried_bytes).cut()
+        assert second.id == await soon(first.ups.get())
+        await until(lambda: first.transport._peers[second.id].route.endpoints == (second.address,))
+        control = first.transport._peers[second.id].links[Lane.CONTROL]
+        assert (True, network.address) == (control.connected, control._endpoint)
+        assert first.downs.empty()
 
 
 @pytest.mark.asyncio
