@@ -311,7 +311,7 @@ class Node:
         """What a person must look at."""
         checkpoint = self._checkpointer.alarm if self._checkpointer else None
         found = (self._replica.obstacle, checkpoint, self._indexer.obstacle)
-        return tuple(alarm for alarm in found if alarm)
+        return (*(alarm for alarm in found if alarm), *self._transport.unusable.values())
 
     @property
     def ready(self) -> bool:

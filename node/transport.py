@@ -7,7 +7,9 @@ within a lane, at most once, and lost when a queue is full or a connection break
 
 CURVE is always on. Its keys come from the members given to `set_peers`; who sent a message is the
 User-Id that `node.zap` put on the authenticated connection, never a routing id, which the other
-side may choose. Relies on `node.link` for sending and on `node.zmq_loop` for reading.
+side may choose. A peer that cannot be connected to, whatever its address says, is told of and tried
+again; it stops nothing. Relies on `node.route` for where peers are, on `node.link` for sending and
+on `node.zmq_loop` for reading.
 """
 
 from __future__ import annotations
@@ -19,20 +21,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import structlog
 import zmq
 
 from node.identity import curve_public_z85
 from node.lane import Lane
 from node.link import HANDSHAKE_MS, Link, LinkSettings
+from node.route import AddressError, Resolver, Route, look_up, split_address
 from node.zap import ZAP_DOMAIN, ZAP_ENDPOINT, ZapGate, user_id
-from node.zmq_loop import FailureGuard, Monitor, Reader, SocketHub
+from node.zmq_loop import FailureGuard, Monitor, Reader, SocketHub, cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from consensus.messages import MemberId
     from node.identity import Identity
+    from node.route import LookUp
 
+_log = structlog.get_logger("node")
 CLUSTER_ID_BYTES: Final = 32
 """A message is two frames: the cluster id, then the payload, which so leaves without a copy."""
 MAX_PAYLOAD_BYTES: Final = 4 * 1024 * 1024
@@ -42,12 +48,11 @@ _CURVE_OVERHEAD_BYTES: Final = 33
 _RECEIVE_HIGH_WATER_MARK: Final = 64
 """Messages held for each connection before TCP pushes back on the peer."""
 _BACKLOG: Final = 512
-_MAX_PORT: Final = 65_535
 _REFUSALS: Final = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class TransportError(Exception):
-    """The transport cannot listen, or a peer's address makes no sense; the message says why."""
+    """The transport cannot listen; the message says why."""
 
 
 _LANES: Final = {
@@ -85,20 +90,42 @@ class TransportCounters:
     """Connections made to peers, each lane for itself."""
     disconnects: int = 0
     """Connections to peers lost, each lane for itself."""
+    unusable: int = 0
+    """Tries to connect that failed on this side: no such name, no socket, or no address at all."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Peer:
     """A peer's address and the links to it."""
 
     address: str
+    route: Route
     links: dict[Lane, Link]
+    is_logged: bool = False
+    """Whether its being unusable was logged since it was last connected."""
 
     @property
     def connected(self) -> bool:
         return all(link.connected for link in self.links.values())
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why there is a lane that cannot even be tried."""
+        if self.connected:
+            return None
+        found = (self.route.obstacle, *(link.obstacle for link in self.links.values()))
+        return next((cause for cause in found if cause is not None), None)
+
+    def open(self) -> None:
+        self.route.open()
+        self.follow()
+
+    def follow(self) -> None:
+        for link in self.links.values():
+            link.follow()
+
     def close(self) -> None:
+        self.route.close()
         for link in self.links.values():
             link.close()
 
@@ -121,6 +148,7 @@ class Transport:
         on_disconnect: Callable[[MemberId], None],
         on_failure: Callable[[BaseException], None],
         on_connect: Callable[[MemberId], None] | None = None,
+        look_up: LookUp = look_up,
     ) -> None:
         """Open nothing yet: see `start`.
 
@@ -133,6 +161,7 @@ class Transport:
                 called for a connection that this side closes.
             on_failure: takes the exception that must stop the node.
             on_connect: both lanes to a peer are open, for the first time or again.
+            look_up: finds the numbers of peers' names; called in threads, where it may block.
         """
         assert len(cluster_id) == CLUSTER_ID_BYTES
         self.counters = TransportCounters()
@@ -142,6 +171,7 @@ class Transport:
         self._on_message = on_message
         self._on_disconnect = on_disconnect
         self._on_connect = on_connect
+        self._look_up = look_up
         self._guard = FailureGuard(on_failure)
         self._gate = ZapGate()
         self._addresses: dict[MemberId, str] = {}
@@ -162,13 +192,26 @@ class Transport:
         """The peers to which both lanes are open."""
         return frozenset(member for member, peer in self._peers.items() if peer.connected)
 
+    @property
+    def unusable(self) -> dict[MemberId, str]:
+        """The peers that cannot be connected to for a cause on this side, each with a line on it.
+
+        A peer that is merely not there is none of them.
+        """
+        causes = {member: peer.obstacle for member, peer in self._peers.items()}
+        return {
+            member: f"peer {self._peers[member].address} cannot be connected to: {cause}"
+            for member, cause in causes.items()
+            if cause is not None
+        }
+
     def set_peers(self, peers: Mapping[MemberId, str]) -> None:
         """Make these the peers, each with its address "host:port": whom to send to and hear from.
 
         Connections to new peers are opened, to those with another address opened anew, to all
         others closed. What a former peer still sends is dropped, though its connection is open.
-        Before `start` the peers are only noted. Raises `IdentityError` for an id that is no Ed25519
-        key, `TransportError` for an address that makes no sense.
+        Before `start` the peers are only noted. An address that cannot be used makes its peer one
+        of the `unusable`, no more. Raises `IdentityError` for an id that is no Ed25519 key.
         """
         assert self._identity.public_key not in peers, "a member is no peer of itself"
         self._gate.admit_only(peers)
@@ -185,6 +228,7 @@ class Transport:
             undo.push_async_callback(self.close)
             hub = SocketHub(asyncio.get_running_loop(), self._guard)
             self._hub = hub
+            self._resolver = Resolver(hub, self._look_up)
             self._open_gate(hub)
             self._open_router(hub, host, port, ipv6=family == socket.AF_INET6)
             self._connect(hub)
@@ -256,7 +300,7 @@ class Transport:
             router.bind(f"tcp://[{host}]:{port}" if ipv6 else f"tcp://{host}:{port}")
         except zmq.ZMQError as error:
             raise TransportError(
-                f"cannot listen for peers on {self._bind}: {_cause(error)}"
+                f"cannot listen for peers on {self._bind}: {cause_of(error)}"
             ) from error
         self._sockets.callback(Reader(hub, router, partial(self._receive, router)).close)
         self._router = router
@@ -298,26 +342,41 @@ class Transport:
                 peer.close()
         for member, address in self._addresses.items():
             if member not in self._peers:
-                self._peers[member] = self._open_peer(hub, member, address)
+                self._peers[member] = self._peer(hub, member, address)
+                self._peers[member].open()
 
-    def _open_peer(self, hub: SocketHub, member: MemberId, address: str) -> _Peer:
-        try:
-            links = {
-                lane: Link(
-                    hub,
-                    settings=settings,
-                    address=address,
-                    server_key=curve_public_z85(member),
-                    identity=self._identity,
-                    on_change=partial(self._on_change, member, lane),
-                )
-                for lane, settings in _LANES.items()
-            }
-        except zmq.ZMQError as error:
-            raise TransportError(
-                f"{address}: cannot connect to this peer: {_cause(error)}"
-            ) from error
-        return _Peer(address, links)
+    def _peer(self, hub: SocketHub, member: MemberId, address: str) -> _Peer:
+        on_obstacle = partial(self._on_obstacle, member)
+        route = Route(
+            hub,
+            self._resolver,
+            address,
+            on_endpoints=partial(self._follow, member),
+            on_obstacle=on_obstacle,
+        )
+        links = {
+            lane: Link(
+                hub,
+                settings=settings,
+                route=route,
+                server_key=curve_public_z85(member),
+                identity=self._identity,
+                on_change=partial(self._on_change, member, lane),
+                on_obstacle=on_obstacle,
+            )
+            for lane, settings in _LANES.items()
+        }
+        return _Peer(address, route, links)
+
+    def _follow(self, member: MemberId) -> None:
+        self._peers[member].follow()
+
+    def _on_obstacle(self, member: MemberId, cause: str) -> None:
+        self.counters.unusable += 1
+        peer = self._peers[member]
+        if not peer.connected and not peer.is_logged:
+            peer.is_logged = True
+            _log.warning("peer_unusable", address=peer.address, cause=cause)
 
     def _on_change(self, member: MemberId, lane: Lane, link: Link) -> None:
         if not link.connected:
@@ -326,8 +385,11 @@ class Transport:
                 self._on_disconnect(member)
             return
         self.counters.connects += 1
-        if self._peers[member].connected and self._on_connect is not None:
-            self._on_connect(member)
+        peer = self._peers[member]
+        if peer.connected:
+            peer.is_logged = False
+            if self._on_connect is not None:
+                self._on_connect(member)
 
 
 def _skip_rest(router: zmq.Socket[bytes]) -> None:
@@ -335,21 +397,14 @@ def _skip_rest(router: zmq.Socket[bytes]) -> None:
         router.recv(zmq.DONTWAIT)
 
 
-def _cause(error: zmq.ZMQError) -> str:
-    assert error.errno is not None, "libzmq names a cause"
-    return zmq.strerror(error.errno)
-
-
 async def _resolve(bind: str) -> tuple[str, int, int]:
     """Look up "host:port", as libzmq listens on numbers only: host, port and address family."""
-    host, _, port = bind.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > _MAX_PORT:
-        raise TransportError(f"{bind}: not an address; expected host:port")
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )
-    except socket.gaierror as error:
-        raise TransportError(f"cannot listen for peers on {bind}: {error.strerror}") from error
+        host, port = split_address(bind)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except AddressError as error:
+        raise TransportError(f"{bind}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise TransportError(f"cannot listen for peers on {bind}: {cause_of(error)}") from error
     family, _kind, _protocol, _name, address = found[0]
-    return str(address[0]), int(port), family
+    return str(address[0]), port, family

@@ -25,6 +25,16 @@ _DRAIN_S: Final = 0.002
 _EVENT: Final = struct.Struct("=HI")  # event, value: zmq_socket_monitor(3)
 
 
+def cause_of(error: zmq.ZMQError | OSError | ValueError) -> str:
+    """What went wrong, without its number and its place."""
+    if isinstance(error, zmq.ZMQError):
+        assert error.errno is not None, "libzmq names a cause"
+        return zmq.strerror(error.errno)
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror
+    return str(error)
+
+
 class FailureGuard:
     """Hands the first exception of guarded code to `on_failure`; nothing guarded runs after it.
 

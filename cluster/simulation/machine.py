@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cluster.simulation.boundary import KIND_OF, Boundary
 from cluster.simulation.checkpoints import Checkpoints
@@ -20,6 +20,7 @@ from cluster.simulation.clock import Clock
 from cluster.simulation.disk import Disk
 from cluster.simulation.indexing import IndexProcess
 from cluster.simulation.record import describe, describe_save
+from cluster.simulation.setting import BUSY, IDLE_US, INBOX, TOLD_US, TURN_US
 from consensus.block import Sealer
 from consensus.leadership import RaftConfig
 from consensus.messages import decode_message, encode_message
@@ -42,16 +43,6 @@ if TYPE_CHECKING:
     from consensus.ready import Save
     from node.effects import Effects, Recorded, Serving
     from storage.errors import StorageError
-
-BUSY: Final = 0.15
-"""How often an input waits for the next turn of the loop."""
-TURN_US: Final = 2_000
-IDLE_US: Final = 200_000
-"""A replica is pumped at least this often, for what it offers again by itself."""
-TOLD_US: Final = 200
-"""A save is durable for about this long before the loop hears of it."""
-INBOX: Final = 1_000
-"""What the sockets of a paused machine hold; what comes beyond that is lost."""
 
 
 class Machine:
@@ -261,11 +252,11 @@ class Machine:
 
     def hint_unreachable(self, peer: MemberId) -> None:
         """The connection to a peer broke."""
-        self._when_awake(partial(self._unreachable, peer))
+        self._when_awake(partial(self._note_connection, peer, is_there=False))
 
     def hint_reachable(self, peer: MemberId) -> None:
         """The connection to a peer is there again."""
-        self._when_awake(partial(self._reachable, peer))
+        self._when_awake(partial(self._note_connection, peer, is_there=True))
 
     def call(self, action: Callable[[Machine], None]) -> None:
         """A client's call arrives; `action` runs on this machine's loop."""
@@ -332,13 +323,12 @@ class Machine:
         for peer in sorted(self.peers.keys() - known):
             self._setting.admitted(self, peer)
 
-    def _unreachable(self, peer: MemberId) -> None:
-        self._setting.watch.lost_connection(self, peer)
-        self.running.unreachable(peer)
-        self._wake()
-
-    def _reachable(self, peer: MemberId) -> None:
-        self.running.reachable(peer)
+    def _note_connection(self, peer: MemberId, *, is_there: bool) -> None:
+        if is_there:
+            self.running.reachable(peer)
+        else:
+            self._setting.watch.lost_connection(self, peer)
+            self.running.unreachable(peer)
         self._wake()
 
     def _call(self, action: Callable[[Machine], None]) -> None:
@@ -357,10 +347,10 @@ class Machine:
 
     def _plan_pump(self, delay_us: int) -> None:
         self._pump_planned = True
-        self._queue.after(delay_us, partial(self._planned_pump, self.life))
+        self._later(delay_us, self._planned_pump)
 
-    def _planned_pump(self, life: int) -> None:
-        if life == self.life and self._pump_planned:
+    def _planned_pump(self) -> None:
+        if self._pump_planned:
             self._pump_planned = False
             if self.is_paused:
                 self._inbox.append(self._pump)
@@ -402,13 +392,13 @@ class Machine:
             self._send(target, lane, message)
         if effects.save is not None:
             self._begin_save(effects.save)
+        if life != self.life:
+            return
         for recorded in effects.recorded:
-            read = partial(self._read_recorded, life, recorded)
-            self._queue.after(self._random.randrange(1, TURN_US), read)
+            self._later(self._random.randrange(1, TURN_US), partial(self._read_recorded, recorded))
         for serving in effects.servings:
-            read = partial(self._serve, life, serving)
-            self._queue.after(self._random.randrange(1, TURN_US), read)
-        if life == self.life and self._answers:
+            self._later(self._random.randrange(1, TURN_US), partial(self._serve, serving))
+        if self._answers:
             answers, self._answers = self._answers, []
             for send in answers:
                 send()
@@ -416,13 +406,20 @@ class Machine:
         if life == self.life and effects.has_new_members:
             self._connect_peers()
 
-    def _serve(self, life: int, serving: Serving) -> None:
-        """The reader's thread has the blocks that a peer fetches."""
+    def _later(self, delay_us: int, action: Callable[[], object]) -> None:
+        """Do that in this life of the machine, or not at all."""
+        self._queue.after(delay_us, partial(self._unless_dead, self.life, action))
+
+    def _unless_dead(self, life: int, action: Callable[[], object]) -> None:
         if life == self.life:
-            self.running.fetching.served(serving.target)
-            reply = serve(self.chain, serving)
-            self._setting.watch.serves(self, reply)
-            self._send(serving.target, Lane.BULK, reply)
+            action()
+
+    def _serve(self, serving: Serving) -> None:
+        """The reader's thread has the blocks that a peer fetches."""
+        self.running.fetching.served(serving.target)
+        reply = serve(self.chain, serving)
+        self._setting.watch.serves(self, reply)
+        self._send(serving.target, Lane.BULK, reply)
 
     def _send(self, target: MemberId, lane: Lane, message: AnyMessage) -> None:
         """As `node.transport` does: who is no peer is not sent to."""
@@ -432,10 +429,8 @@ class Machine:
         else:
             self._setting.send(self, target, address, lane, encode_message(message))
 
-    def _read_recorded(self, life: int, recorded: Recorded) -> None:
+    def _read_recorded(self, recorded: Recorded) -> None:
         """The reader's thread has the block of an old retry, or has found it damaged."""
-        if life != self.life:
-            return
         block: Block | None = None
         try:
             block = self.chain.block(recorded.place.index)
@@ -449,14 +444,14 @@ class Machine:
         due_us = self._queue.now_us + min(max(wait_us, 1), IDLE_US)
         if self._timer_due_us is None or due_us < self._timer_due_us:
             self._timer_due_us = due_us
-            self._queue.at(due_us, partial(self._timer, self.life, due_us))
+            self._later(due_us - self._queue.now_us, partial(self._timer, due_us))
 
-    def _timer(self, life: int, due_us: int) -> None:
-        if life != self.life or due_us != self._timer_due_us:
+    def _timer(self, due_us: int) -> None:
+        if due_us != self._timer_due_us:
             return
         self._timer_due_us = None
         if self.is_paused:
-            self._queue.at(self.paused_until_us, partial(self._resume, life))
+            self._queue.at(self.paused_until_us, partial(self._resume, self.life))
         elif self.running.raft.wake_us() <= self.clock.mono_us() or self._random.random() < BUSY:
             self._pump()
         else:
@@ -472,25 +467,15 @@ class Machine:
         if self.crash_at is Boundary.TORN or (
             self.crash_at is Boundary.CATCHING_UP and save.blocks
         ):
-            when_us = self._queue.now_us + self._random.randrange(
-                max(1, durable_us - self._queue.now_us)
-            )
-            self._queue.at(when_us, partial(self._torn, self.life, self.crash_at))
-
-    def _torn(self, life: int, boundary: Boundary) -> None:
-        if life == self.life:
-            self._crashes_at(boundary)
+            delay_us = self._random.randrange(max(1, durable_us - self._queue.now_us))
+            self._later(delay_us, partial(self._crashes_at, self.crash_at))
 
     def _durable(self, save: Save) -> None:
         """The disk has it, whether or not the process is awake to hear of it."""
         self._setting.watch.saved(self, save)
         if not self._crashes_at(Boundary.UNTOLD):
-            delay_us = self._random.randrange(TOLD_US)
-            self._queue.after(delay_us, partial(self._tell_saved, self.life, save))
-
-    def _tell_saved(self, life: int, save: Save) -> None:
-        if life == self.life:
-            self._when_awake(partial(self._saved, save))
+            tell = partial(self._when_awake, partial(self._saved, save))
+            self._later(self._random.randrange(TOLD_US), tell)
 
     def _saved(self, save: Save) -> None:
         self._setting.trace.event(self._queue.now_us, self.name, b"saved")

@@ -1,9 +1,9 @@
-"""What all machines of a world share. Relies on nothing but the types it carries."""
+"""What all machines of a world share, their pace among it. Relies on the types it carries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from consensus.messages import MemberId
     from node.lane import Lane
     from node.mempool import QueueLimits
+
+
+BUSY: Final = 0.15
+"""How often an input waits for the next turn of the loop."""
+TURN_US: Final = 2_000
+IDLE_US: Final = 200_000
+"""A replica is pumped at least this often, for what it offers again by itself."""
+TOLD_US: Final = 200
+"""A save is durable for about this long before the loop hears of it."""
+INBOX: Final = 1_000
+"""What the sockets of a paused machine hold; what comes beyond that is lost."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from node.identity import create_identity
 from node.server import Node
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -30,8 +31,10 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def cluster_folders(base: Path, size: int) -> list[NodeConfig]:
-    """The set-up data folders of a new cluster."""
+def cluster_folders(
+    base: Path, size: int, *, hosts: Sequence[str] = ("127.0.0.1",) * 9
+) -> list[NodeConfig]:
+    """The set-up data folders of a new cluster; `hosts` are those of the peer addresses."""
     identities: dict[str, Identity] = {}
     for number in range(1, size + 1):
         folder = base / f"node{number}"
@@ -41,10 +44,12 @@ def cluster_folders(base: Path, size: int) -> list[NodeConfig]:
         Member(
             name=name,
             public_key=identity.public_key,
-            peer=f"127.0.0.1:{port}",
+            peer=f"{host}:{port}",
             http=f"127.0.0.1:{port}",
         )
-        for (name, identity), port in zip(identities.items(), free_ports(size), strict=True)
+        for (name, identity), host, port in zip(
+            identities.items(), hosts[:size], free_ports(size), strict=True
+        )
     )
     text = dump_genesis(Genesis(name="test", created_us=1_700_000_000_000_000, members=members))
     for name in identities:

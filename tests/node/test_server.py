@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +27,7 @@ from node.server import Node
 from node.submissions import Submission
 from storage.errors import BlockNotFoundError, StorageFailedError
 from tests.node.real_nodes import cluster_folders, start_all
+from tests.node.transport_members import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +98,33 @@ async def test_a_lone_member_of_three_answers_unknown(tmp_path: Path) -> None:
         with pytest.raises(NoLeaderError):
             await node.read_barrier(timeout_s=0.2)
         assert not node.ready
+
+
+@pytest.mark.asyncio
+async def test_a_peer_that_cannot_be_connected_to_is_an_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member of the chain whose name nobody knows stops neither a start nor the others' work."""
+    known = socket.getaddrinfo
+
+    def resolve(host: str, *args: Any, **kinds: Any) -> Any:
+        if host == "gone.test":
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return known(host, *args, **kinds)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    *configs, gone = cluster_folders(tmp_path, 3, hosts=("127.0.0.1", "127.0.0.1", "gone.test"))
+    async with AsyncExitStack() as stack:
+        nodes = await start_all(stack, configs)
+        receipt = await nodes[0].record_transaction(user_id="ada", kind="note", payload=1)
+        await until(lambda: all(node.alarms for node in nodes))
+        address = next(
+            one.member.peer for one in nodes[0].status().members if one.member.name == gone.name
+        )
+        alarm = f"peer {address} cannot be connected to: no such name"
+        assert [(alarm,)] * 2 == [node.status().alarms for node in nodes]
+        assert 1 == nodes[0].metrics["alarms"]
+        assert await nodes[1].read_barrier(timeout_s=5) >= receipt.index
 
 
 @pytest.mark.asyncio

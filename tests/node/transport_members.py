@@ -1,9 +1,12 @@
-"""Transports under test with all they told, a client that is none of ours, and a bad network."""
+"""Transports under test with all they told, a stranger's client, a bad network, and a resolver."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+import threading
+import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -13,12 +16,14 @@ from nacl.signing import SigningKey
 
 from node.identity import Identity
 from node.lane import Lane
+from node.route import look_up
 from node.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from consensus.messages import MemberId
+    from node.route import LookUp
 
 CLUSTER = bytes(range(32))
 DEADLINE_S = 10.0
@@ -62,6 +67,7 @@ class Member:
         identity: Identity | None = None,
         cluster_id: bytes = CLUSTER,
         bind: str = "127.0.0.1:0",
+        look_up: LookUp = look_up,
     ) -> None:
         self.identity = Identity.of(SigningKey.generate()) if identity is None else identity
         self.id = self.identity.public_key
@@ -77,6 +83,7 @@ class Member:
             on_disconnect=self.downs.put_nowait,
             on_failure=self.failures.put_nowait,
             on_connect=self.ups.put_nowait,
+            look_up=look_up,
         )
 
     def on_message(self, member: MemberId, payload: bytes) -> None:
@@ -111,9 +118,10 @@ class Members(AsyncExitStack):
         identity: Identity | None = None,
         cluster_id: bytes = CLUSTER,
         bind: str = "127.0.0.1:0",
+        look_up: LookUp = look_up,
     ) -> Member:
         """Start a member that has no peers yet."""
-        member = Member(identity=identity, cluster_id=cluster_id, bind=bind)
+        member = Member(identity=identity, cluster_id=cluster_id, bind=bind, look_up=look_up)
         await member.transport.start()
         self.callback(member.nothing_failed)
         self.push_async_callback(member.transport.close)
@@ -127,6 +135,48 @@ class Members(AsyncExitStack):
         assert second.id == await soon(first.ups.get())
         assert first.id == await soon(second.ups.get())
         return first, second
+
+
+class Names:
+    """A resolver that knows what a test tells it, and hangs where the test wants it to."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[str, ...]] = {}
+        self.asked: list[tuple[str, float]] = []
+        """Names, and when they were asked for, in seconds."""
+        self.threads: list[threading.Thread] = []
+        self._held: dict[str, threading.Event] = {}
+
+    def hold(self, *names: str) -> None:
+        """Hang where one of these is asked for."""
+        self._held.update((name, threading.Event()) for name in names)
+
+    def release(self) -> None:
+        """Let everything go that hangs."""
+        held, self._held = self._held, {}
+        for gate in held.values():
+            gate.set()
+
+    def times_asked(self, name: str) -> int:
+        """How often somebody wanted to know a name."""
+        return [asked for asked, _ in self.asked].count(name)
+
+    def close(self) -> None:
+        """Leave no thread behind."""
+        self.release()
+        for thread in self.threads:
+            thread.join(DEADLINE_S)
+
+    def __call__(self, host: str, _port: int) -> tuple[str, ...]:
+        """Answer, in the thread that asks."""
+        self.threads.append(threading.current_thread())
+        self.asked.append((host, time.monotonic()))
+        gate = self._held.get(host)
+        if gate is not None and not gate.wait(DEADLINE_S):
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody let this look-up go")
+        if host not in self.answers:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return self.answers[host]
 
 
 class RawClient:
@@ -225,6 +275,11 @@ class Relay:
                 sink.write(data)
                 await sink.drain()
         connection.cut()
+
+
+def somebody() -> bytes:
+    """The id of a member that is nowhere."""
+    return Identity.of(SigningKey.generate()).public_key
 
 
 async def only_message_is_from(receiver: Member, sender: Member) -> None:
