@@ -133,7 +133,9 @@ class Fetching:
         return servings
 
     def _ask(self, now_us: int) -> None:
-        keys = self._raft.log.roster.latest.keys
+        # A change that is not committed may be undone by the very blocks that are asked for.
+        log = self._raft.log
+        keys = log.roster.latest.keys | log.roster.at(log.commit_index).keys
         if self._is_behind_seeds or self._raft.member not in keys:
             keys |= self._seeds
         for target, request in self._catch_up.requests(

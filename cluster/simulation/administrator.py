@@ -319,7 +319,7 @@ class Administrator:
                 if member.public_key == machine.member and is_led
             ]
             peer = max(listed)[-1] if listed else machine.bind
-            if peer != machine.bind:
+            if peer != machine.bind and machine.replica is not None:
                 machine.bind = peer
                 self._restart(machine)
 
