@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MAX_RANGE_BLOCKS: Final = 64
 """Blocks of one answer; to verify them takes a few milliseconds of the loop."""
 MAX_RANGE_BYTES: Final = 1 << 20
+FIRST_RANGE_BLOCKS: Final = 4
+"""The first range, before an answer has told how large blocks are and how long they take."""
+MAX_LATE: Final = 64
+"""Ranges given up whose answer is still taken when it comes."""
 RANGES_IN_FLIGHT: Final = 4
 PATIENCE_US: Final = 2_000_000
 """An answer that takes longer is taken for lost, and another member is asked."""
@@ -77,6 +81,7 @@ class CatchUp:
         self._election_max_us = election_max_us
         self._random = random
         self._asked: dict[int, _Asked] = {}
+        self._late: dict[tuple[int, MemberId], int] = {}
         self._arrived: dict[int, Fetched] = {}
         self._shunned: dict[MemberId, int] = {}
         self._silent: dict[MemberId, int] = {}
@@ -107,10 +112,9 @@ class CatchUp:
 
     def arrived(self, source: MemberId, reply: BlocksReply, now_us: int) -> bool:
         """Takes an answer; False where nobody asked for it, or it says nothing."""
-        asked = self._asked.get(reply.first)
-        if asked is None or asked.target != source:
+        through = self._through(source, reply.first)
+        if through is None:
             return False
-        del self._asked[reply.first]
         self._answered.add(source)
         self.heard(source)
         self.target_index = max(self.target_index, reply.commit_index)
@@ -118,13 +122,15 @@ class CatchUp:
             self.shun(source, now_us)
             return False
         self._block_bytes = max(1, sum(map(len, reply.blocks)) // len(reply.blocks))
-        blocks = reply.blocks[: asked.through - reply.first + 1]
+        blocks = reply.blocks[: through - reply.first + 1]
         self._arrived[reply.first] = Fetched(source, reply.term, reply.first, blocks)
         return True
 
     def shun(self, member: MemberId, now_us: int) -> None:
         """That member has not got the blocks, or not the right ones: ask others for a while."""
         self._shunned[member] = now_us + SHUN_US
+        for first in [first for first, one in self._arrived.items() if one.source == member]:
+            del self._arrived[first]
 
     def heard(self, member: MemberId) -> None:
         """That member has said something, or is connected: it is asked rather than others."""
@@ -153,9 +159,28 @@ class CatchUp:
             self._arrived[first] = fetched._replace(first=first, blocks=rest)
         return fetched._replace(blocks=fetched.blocks[:count])
 
+    def _through(self, source: MemberId, first: int) -> int | None:
+        """How far that member was asked from `first` on; None where it was not, or it is here.
+
+        An answer that comes late is taken all the same: over a slow link none comes in time.
+        """
+        asked = self._asked.get(first)
+        if asked is not None and asked.target == source:
+            del self._asked[first]
+            return asked.through
+        through = self._late.pop((first, source), None)
+        if through is not None and first not in self._arrived:
+            self._asked.pop(first, None)
+            return through
+        return None
+
     def _forget_lost(self, now_us: int, commit_index: int) -> None:
         """Ranges whose answer is overdue are open again; those left behind are of no use."""
         lost = [first for first, asked in self._asked.items() if now_us >= asked.due_us]
+        for first in lost:
+            self._late[first, self._asked[first].target] = self._asked[first].through
+        while len(self._late) > MAX_LATE:
+            del self._late[next(iter(self._late))]
         for target in sorted({self._asked.pop(first).target for first in lost}):
             self._alive.discard(target)
             self._answered.discard(target)
@@ -171,13 +196,16 @@ class CatchUp:
 
         Until the first answer has told how large the blocks are, one range is asked for.
         """
-        size, limit = MAX_RANGE_BLOCKS, 1
+        size, limit = FIRST_RANGE_BLOCKS, 1
         if self._block_bytes is not None:
-            size = max(1, min(size, MAX_RANGE_BYTES // self._block_bytes))
+            size = max(1, min(MAX_RANGE_BLOCKS, MAX_RANGE_BYTES // self._block_bytes))
             limit = RANGES_IN_FLIGHT
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         first = commit_index + 1
-        while first <= self.target_index and len(self._asked) + len(self._arrived) < limit:
+        room = limit - len(self._asked) - len(self._arrived)
+        if first not in self._asked and first not in self._arrived:
+            room = max(1, room)  # without these nothing that is here can be taken
+        while first <= self.target_index and len(ranges) < room:
             if first in self._arrived:
                 first = self._arrived[first].last_index + 1
             elif first in self._asked:
@@ -185,7 +213,6 @@ class CatchUp:
             else:
                 through = min(first + size - 1, self.target_index, self._next_known(first) - 1)
                 ranges.append((first, through))
-                limit -= 1
                 first = through + 1
         return ranges
 

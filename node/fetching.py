@@ -14,7 +14,7 @@ from node.effects import Envelope, Serving
 from node.lane import Lane
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Mapping
 
     from consensus.membership import Member
     from consensus.messages import BlocksRequest, MemberId
@@ -33,10 +33,10 @@ MAX_FORMER: Final = 9
 class Fetching:
     """What this member asks for and serves."""
 
-    def __init__(self, raft: Raft, seeds: Collection[MemberId], seeds_index: int) -> None:
+    def __init__(self, raft: Raft, seeds: Mapping[MemberId, Member], seeds_index: int) -> None:
         """`seeds` were members when `seeds_index` was committed; see `peers`."""
         self._raft = raft
-        self._seeds = frozenset(seeds) - {raft.member}
+        self._seeds = {key: seed for key, seed in seeds.items() if key != raft.member}
         self._seeds_index = seeds_index
         self._reading: Counter[MemberId] = Counter()
         self._catch_up = CatchUp(election_max_us=raft.config.election_max_us, random=raft.random)
@@ -44,26 +44,23 @@ class Fetching:
         self._servings: list[Serving] = []
 
     @property
-    def peers(self) -> dict[MemberId, Member | None]:
-        """Whom to have connections with, and what the chain says of them.
+    def peers(self) -> dict[MemberId, Member]:
+        """Whom to have connections with, and where.
 
         The members of the latest membership, and who was removed, in order to be told. Seeds
-        besides: until this chain has come as far as they were told of, for what it says of them may
-        be out of date, and then as long as it does not name this member. The former have no member
-        here.
+        besides: until this chain has come as far as they were told of, what it says of them may be
+        out of date, and theirs counts; after that, they are for when nobody else leads or answers.
         """
         roster = self._raft.log.roster
-        taken = {member.peer for member in roster.latest.members}
-        former = roster.former(self._raft.log.last_index).values()
-        latest = sorted(former, key=lambda gone: gone[1])[-MAX_FORMER:]
-        peers: dict[MemberId, Member | None] = {
-            gone.public_key: gone for gone, _ in latest if gone.peer not in taken
-        }
-        peers |= {member.public_key: member for member in roster.latest.members}
+        gone = roster.former(self._raft.log.last_index)
+        latest = sorted(gone.values(), key=lambda one: one[1])[-MAX_FORMER:]
+        spare = {member.public_key: member for member, _ in latest}
+        spare |= {key: seed for key, seed in self._seeds.items() if key not in gone}
+        members = {member.public_key: member for member in roster.latest.members}
+        taken = {member.peer for member in members.values()}
+        peers = {key: one for key, one in spare.items() if one.peer not in taken} | members
         if self._is_behind_seeds:
-            peers |= dict.fromkeys(self._seeds)
-        elif self._raft.member not in roster.latest.keys:
-            peers = dict.fromkeys(self._seeds) | peers
+            peers |= self._seeds
         peers.pop(self._raft.member, None)
         return peers
 
@@ -136,8 +133,8 @@ class Fetching:
         # A change that is not committed may be undone by the very blocks that are asked for.
         log = self._raft.log
         keys = log.roster.latest.keys | log.roster.at(log.commit_index).keys
-        if self._is_behind_seeds or self._raft.member not in keys:
-            keys |= self._seeds
+        if self._is_behind_seeds or self._raft.leader is None:
+            keys |= self._seeds.keys()
         for target, request in self._catch_up.requests(
             now_us=now_us,
             commit_index=self._raft.log.commit_index,

@@ -38,15 +38,17 @@ from node.submissions import (
     queue_full,
     recorded_outcome,
     unavailable,
+    unreadable,
 )
 from storage.recent import ids_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from consensus.block import Block
     from consensus.changes import Change, Membership
     from consensus.leadership import Leadership
+    from consensus.membership import Member
     from consensus.messages import AnyMessage, MemberId
     from consensus.raft import Raft
     from consensus.ready import ConfirmedRead, Save
@@ -78,7 +80,7 @@ class Replica:
         recent: RecentIndex,
         lookup: Lookup,
         limits: QueueLimits,
-        seeds: Collection[MemberId] = (),
+        seeds: Mapping[MemberId, Member] | None = None,
         seeds_index: int = 0,
     ) -> None:
         """`lookup` answers for all that is applied; for the seeds see `Fetching`."""
@@ -102,7 +104,7 @@ class Replica:
         self._envelopes: list[Envelope] = []
         self._recorded: list[Recorded] = []
         self._barriers = Barriers(patience_us=raft.config.election_min_us)
-        self.fetching = Fetching(raft, seeds, seeds_index)
+        self.fetching = Fetching(raft, seeds or {}, seeds_index)
         self._membership: Membership | None = None
         self._changes = OpenChanges()
 
@@ -204,7 +206,7 @@ class Replica:
         submission, slot, place = recorded
         wanted = submission.ids[slot]
         if block is None:
-            submission.settle(slot, unavailable(wanted, f"block {place.index} cannot be read"))
+            submission.settle(slot, unreadable(wanted, place))
         else:
             submission.settle(
                 slot, recorded_outcome(wanted, submission.transactions[slot], block, place)

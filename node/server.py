@@ -425,10 +425,8 @@ class Node:
 
     def _connect_peers(self) -> None:
         """Connections follow the chain; of whom it does not know, the invitation tells."""
-        seeds = self._standing.seeds
-        self._transport.set_peers(
-            {key: (known or seeds[key]).peer for key, known in self._replica.fetching.peers.items()}
-        )
+        peers = self._replica.fetching.peers
+        self._transport.set_peers({key: member.peer for key, member in peers.items()})
 
     def _leave(self) -> None:
         """Takes no further part: the loop stops, and whoever waits hears "unknown"."""

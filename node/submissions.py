@@ -201,7 +201,7 @@ class Waiting:
         for waiter in entry.waiters:
             if waiter.submission.wait is not Wait.ACCEPTED:
                 waiter.submission.settle(waiter.slot, queue_full(wanted))
-        self._keep(wanted, [w for w in entry.waiters if w.submission.wait is Wait.ACCEPTED])
+        self._keep(wanted, lambda waiter: waiter.submission.wait is Wait.ACCEPTED)
 
     def expire(self, submission: Submission) -> None:
         """The submission's time is up: what is open is unknown, and is not offered again."""
@@ -209,17 +209,19 @@ class Waiting:
             # In the order of the call, never in that of hashes: it becomes the order of forwards.
             for wanted in dict.fromkeys(submission.ids):
                 if wanted in self._entries:
-                    waiters = self._entries[wanted].waiters
-                    self._keep(wanted, [w for w in waiters if w.submission is not submission])
+                    self._keep(wanted, lambda waiter: waiter.submission is not submission)
         for slot in submission.open_slots():
             wanted = submission.ids[slot]
             refusal = Refusal(wanted, RefusalReason.UNKNOWN, UNKNOWN_DETAIL, RETRY_AFTER_S)
             submission.settle(slot, refusal)
 
-    def _keep(self, wanted: bytes, kept: list[Waiter]) -> None:
-        """Only these go on waiting for an id."""
+    def _keep(self, wanted: bytes, stays: Callable[[Waiter], bool]) -> None:
+        """Only those of whom that is true go on waiting for an id."""
         entry = self._pop(wanted)
-        gone = [waiter for waiter in entry.waiters if waiter not in kept]
+        kept: list[Waiter] = []
+        gone: list[Waiter] = []
+        for waiter in entry.waiters:
+            (kept if stays(waiter) else gone).append(waiter)
         if kept:
             entry.waiters = kept
             self._entries[wanted] = entry
@@ -255,6 +257,12 @@ def recorded_outcome(wanted: bytes, raw: bytes, block: Block, place: Place) -> O
     if block.transactions[place.position] != raw:
         return conflict(wanted)
     return Receipt(wanted, place.index, place.position, block.hash, block.timestamp_us)
+
+
+def unreadable(wanted: bytes, place: Place) -> Refusal:
+    """What to answer for an id whose block is damaged here: only others know its content."""
+    detail = f"it is in block {place.index}, which cannot be read here: ask another node"
+    return Refusal(wanted, RefusalReason.UNKNOWN, detail, RETRY_AFTER_S)
 
 
 def unavailable(wanted: bytes, obstacle: str) -> Refusal:

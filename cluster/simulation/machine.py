@@ -319,7 +319,7 @@ class Machine:
         """As `node.server` does: of whom the chain does not know, the seeds tell."""
         known = self.peers.keys()
         peers = self.running.fetching.peers.items()
-        self.peers = {key: (member or self.seeds[key]).peer for key, member in peers}
+        self.peers = {key: member.peer for key, member in peers}
         for peer in sorted(self.peers.keys() - known):
             self._setting.admitted(self, peer)
 

@@ -87,3 +87,37 @@ def test_what_was_asked_of_a_broken_connection_is_asked_of_another(catch_up: Cat
     assert [] == asked(catch_up, 1)
     catch_up.unreachable(ONE)
     assert [LEADER] == asked(catch_up, 2)
+
+
+def test_late_answers_are_taken(catch_up: CatchUp) -> None:
+    """Over a slow link none comes in time; without them such a node would never have a block."""
+    ((target, request),) = catch_up.requests(now_us=0, commit_index=0, leader=None, peers={ONE})
+    catch_up.requests(now_us=FIRST_PATIENCE_US, commit_index=0, leader=None, peers={ONE})
+    reply = BlocksReply(1, first=1, commit_index=1_000, blocks=(b"block",) * request.through)
+    assert catch_up.arrived(target, reply, FIRST_PATIENCE_US + 1)
+    assert not catch_up.arrived(target, reply, FIRST_PATIENCE_US + 2), "once"
+    taken = catch_up.take(0, 1 << 20)
+    assert taken is not None
+    assert request.through == taken.last_index
+
+
+def test_nothing_is_kept_of_who_sent_a_bad_block(catch_up: CatchUp) -> None:
+    """What is there of the ranges behind it must not keep the next block from being asked for."""
+    commit_index = 0
+    for now_us in range(0, 40, 10):
+        peers = {ONE}
+        for target, request in catch_up.requests(
+            now_us=now_us, commit_index=commit_index, leader=None, peers=peers
+        ):
+            count = request.through - request.first + 1
+            blocks = (b"block",) * count
+            catch_up.arrived(target, BlocksReply(1, request.first, 1_000, blocks), now_us)
+        if commit_index == 0:
+            taken = catch_up.take(0, 1 << 20)
+            assert taken is not None
+            commit_index = taken.last_index
+    slice_ = catch_up.take(commit_index, 1)
+    assert slice_ is not None
+    catch_up.shun(slice_.source, 50)
+    requests = catch_up.requests(now_us=50, commit_index=commit_index, leader=None, peers={TWO})
+    assert commit_index + 1 in {request.first for _, request in requests}

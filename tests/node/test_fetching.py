@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
 from nacl.signing import SigningKey
 
 from consensus.changes import Change, ChangeKind
+from consensus.membership import Member
 from consensus.messages import BlocksReply, BlocksRequest, Forward
-from node.catchup import MAX_RANGE_BLOCKS, RANGES_IN_FLIGHT, CatchUp
+from node.catchup import FIRST_RANGE_BLOCKS, RANGES_IN_FLIGHT, CatchUp
 from node.fetching import SLICE_BYTES, Fetching
 from tests.node.replica_network import ReplicaNetwork, transaction
 
-if TYPE_CHECKING:
-    from consensus.membership import Member
-
-SEED = bytes(SigningKey(b"seed" * 8).verify_key)
+SEED = Member("seed", bytes(SigningKey(b"seed" * 8).verify_key), "127.0.0.1:1", "127.0.0.1:1")
+KEY = SEED.public_key
 BLOCK_BYTES = SLICE_BYTES // 2
 
 
@@ -31,36 +29,46 @@ def led_network() -> ReplicaNetwork:
     return network
 
 
-def test_seeds_are_known_until_the_chain_has_come_as_far() -> None:
-    """By then it says itself who is a member, and where."""
-    replica = led_network().leader
-    commit_index = replica.raft.log.commit_index
-    behind = Fetching(replica.raft, {SEED, replica.raft.member}, commit_index + 1)
-    assert {SEED: None} == {key: peer for key, peer in behind.peers.items() if peer is None}
-    assert SEED not in Fetching(replica.raft, {SEED}, commit_index).peers
-
-
-def test_what_an_invitation_says_of_a_member_is_newer() -> None:
-    """The chain's address of a member that moved since is not used."""
+def test_seeds_come_first_until_the_chain_has_come_as_far() -> None:
+    """What an invitation says of a member is newer than a chain that ends before it."""
     network = led_network()
-    follower = network.followers()[0]
+    follower = network.followers()[0].raft
     leader = network.leader.raft.member
-    index = follower.raft.log.commit_index
-    assert Fetching(follower.raft, {leader}, index + 1).peers[leader] is None
-    assert Fetching(follower.raft, {leader}, index).peers[leader] is not None
+    moved = Member("moved", leader, "127.0.0.1:9", "127.0.0.1:9")
+    index = follower.log.commit_index
+    assert moved == Fetching(follower, {leader: moved}, index + 1).peers[leader]
+    assert moved != Fetching(follower, {leader: moved}, index).peers[leader]
 
 
-def test_a_member_that_the_chain_does_not_name_keeps_its_seeds() -> None:
-    """It may ask them until it is one; what the chain says of them comes first."""
+def test_seeds_are_kept_for_when_nobody_leads() -> None:
+    """A chain may end before all that it names have gone: whom the invitation names is asked."""
     network = led_network()
-    gone = network.followers()[0].raft
-    leader = network.leader
+    follower = network.followers()[0].raft
+    fetching = Fetching(follower, {SEED.public_key: SEED}, 0)
+    assert fetching.peers[SEED.public_key] == SEED
+    assert follower.member not in Fetching(follower, {follower.member: SEED}, 9_999).peers
+    follower.fetch_through = follower.log.commit_index + 9
+    asked = set()
+    for leader in (follower.leader, None):
+        follower.leader = leader
+        for now_us in range(0, 120_000_000, 100_000):
+            fetching.go_on(now_us)
+            asked |= {(leader is None, envelope.target) for envelope in fetching.take_envelopes()}
+    assert (False, SEED.public_key) not in asked
+    assert (True, SEED.public_key) in asked
+
+
+def test_seeds_that_are_gone_or_whose_place_is_taken_are_not_connected_to() -> None:
+    """A node that was removed, and one whose address is another member's by now."""
+    network = led_network()
+    gone, leader = network.followers()[0].raft, network.leader
+    taken = Member("old", SEED.public_key, _member(network, leader.raft.member).peer, "h:1")
+    assert SEED.public_key not in Fetching(gone, {SEED.public_key: taken}, 0).peers
     leader.change_membership(Change(ChangeKind.REMOVE, _member(network, gone.member)), print)
-    network.run_for(2_000_000)
-    assert gone.removed_at is not None
-    peers = Fetching(gone, {SEED, leader.raft.member}, 0).peers
-    assert peers[SEED] is None
-    assert peers[leader.raft.member] is not None
+    network.settle()
+    seed = Member("gone", gone.member, "127.0.0.1:9", "127.0.0.1:9")
+    known = Fetching(leader.raft, {gone.member: seed}, 0).peers[gone.member]
+    assert known.peer != seed.peer
 
 
 def test_former_members_fetch_and_do_nothing_else() -> None:
@@ -84,7 +92,7 @@ def test_former_members_fetch_and_do_nothing_else() -> None:
 def test_no_peer_has_more_than_its_share_read() -> None:
     """Whoever asks for more asks again; another peer is not kept waiting."""
     network = led_network()
-    fetching = Fetching(network.leader.raft, (), 0)
+    fetching = Fetching(network.leader.raft, {}, 0)
     one, other = (replica.raft.member for replica in network.followers())
     for _ in range(10):
         fetching.on_request(one, BlocksRequest(1, 5))
@@ -103,12 +111,12 @@ def test_an_alarmed_member_fetches_nothing() -> None:
     network = led_network()
     follower = network.followers()[0].raft
     follower.fetch_through = follower.log.commit_index + 100
-    assert not Fetching(follower, (), 0).go_on(0)
-    asking = Fetching(follower, (), 0)
+    assert not Fetching(follower, {}, 0).go_on(0)
+    asking = Fetching(follower, {}, 0)
     asking.go_on(0)
     assert len(asking.take_envelopes()) == 1
     follower.alarm = "CORRUPT: planted"
-    silent = Fetching(follower, (), 0)
+    silent = Fetching(follower, {}, 0)
     assert not silent.go_on(0)
     assert [] == silent.take_envelopes()
 
@@ -117,13 +125,13 @@ def test_an_answer_is_taken_in_slices() -> None:
     """So that verifying it never holds the loop; all of it comes, in order, from one source."""
     catch_up = CatchUp(election_max_us=600_000, random=Random(1))
     catch_up.target_index = 5
-    ((_, request),) = catch_up.requests(now_us=0, commit_index=0, leader=None, peers={SEED})
-    assert BlocksRequest(1, min(5, MAX_RANGE_BLOCKS)) == request
-    blocks = tuple(bytes([number]) * BLOCK_BYTES for number in range(5))
-    assert catch_up.arrived(SEED, BlocksReply(3, first=1, commit_index=5, blocks=blocks), 1)
+    ((_, request),) = catch_up.requests(now_us=0, commit_index=0, leader=None, peers={KEY})
+    assert BlocksRequest(1, FIRST_RANGE_BLOCKS) == request
+    blocks = tuple(bytes([number]) * BLOCK_BYTES for number in range(FIRST_RANGE_BLOCKS))
+    assert catch_up.arrived(KEY, BlocksReply(3, first=1, commit_index=5, blocks=blocks), 1)
     taken: list[bytes] = []
     while (fetched := catch_up.take(len(taken), SLICE_BYTES)) is not None:
-        assert (SEED, 3, len(taken) + 1) == (fetched.source, fetched.term, fetched.first)
+        assert (KEY, 3, len(taken) + 1) == (fetched.source, fetched.term, fetched.first)
         assert len(fetched.blocks) in {1, 2}
         taken += fetched.blocks
     assert list(blocks) == taken

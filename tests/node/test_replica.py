@@ -348,7 +348,7 @@ def test_retry_of_an_old_transaction_is_read_beside_the_loop() -> None:
     leader.answer_recorded(first, block)
     leader.answer_recorded(second, None)
     assert isinstance(outcomes[0], Receipt)
-    assert [RefusalReason.UNAVAILABLE] == refusal_reasons(outcomes)
+    assert [RefusalReason.UNKNOWN] == refusal_reasons(outcomes)
 
 
 def test_long_queue_is_sealed_in_slices() -> None:
@@ -431,4 +431,4 @@ def test_alarm_refuses_submits() -> None:
     leader = network.elect()
     leader.raft.alarm = "CORRUPT: for the test"
     outcomes = network.submit(leader, transaction(1))
-    assert [RefusalReason.UNAVAILABLE] == refusal_reasons(outcomes)
+    assert [RefusalReason.UNKNOWN] == refusal_reasons(outcomes)
