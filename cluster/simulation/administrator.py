@@ -344,7 +344,7 @@ def _address(site: Site, base: int) -> str:
 def _listed(machine: Machine, others: list[Machine]) -> list[tuple[int, int, str]]:
     """Where those that know a machine look for it, each with how far its log reaches."""
     found = []
-    for log in (other.running.raft.log for other in others):
+    for log in (other.running.raft.log for other in others if other.replica is not None):
         found += [
             (log.last_term, log.last_index, member.peer)
             for member in log.roster.latest.members

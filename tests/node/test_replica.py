@@ -431,4 +431,4 @@ def test_alarm_refuses_submits() -> None:
     leader = network.elect()
     leader.raft.alarm = "CORRUPT: for the test"
     outcomes = network.submit(leader, transaction(1))
-    assert [RefusalReason.UNKNOWN] == refusal_reasons(outcomes)
+    assert [RefusalReason.UNAVAILABLE] == refusal_reasons(outcomes)
