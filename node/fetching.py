@@ -16,6 +16,7 @@ from node.lane import Lane
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from consensus.changes import Membership
     from consensus.membership import Member
     from consensus.messages import BlocksRequest, MemberId
     from consensus.raft import Raft
@@ -39,6 +40,7 @@ class Fetching:
         self._seeds = {key: seed for key, seed in seeds.items() if key != raft.member}
         self._seeds_index = seeds_index
         self._reading: Counter[MemberId] = Counter()
+        self._memberships: list[Membership] = []
         self._catch_up = CatchUp(election_max_us=raft.config.election_max_us, random=raft.random)
         self._envelopes: list[Envelope] = []
         self._servings: list[Serving] = []
@@ -47,7 +49,8 @@ class Fetching:
     def peers(self) -> dict[MemberId, Member]:
         """Whom to have connections with, and where.
 
-        The members of the latest membership, and who was removed, in order to be told. Seeds
+        The members of the latest membership, and who was removed, in order to be told. A member
+        that moves is looked for where it was until that is committed: before, nobody moves. Seeds
         besides: until this chain has come as far as they were told of, what it says of them may be
         out of date, and theirs counts; after that, they are for when nobody else leads or answers.
         """
@@ -56,7 +59,9 @@ class Fetching:
         latest = sorted(gone.values(), key=lambda one: one[1])[-MAX_FORMER:]
         spare = {member.public_key: member for member, _ in latest}
         spare |= {key: seed for key, seed in self._seeds.items() if key not in gone}
+        before = roster.at(self._raft.log.commit_index)
         members = {member.public_key: member for member in roster.latest.members}
+        members |= {one.public_key: one for one in before.members if one.public_key in members}
         taken = {member.peer for member in members.values()}
         peers = {key: one for key, one in spare.items() if one.peer not in taken} | members
         if self._is_behind_seeds:
@@ -67,6 +72,14 @@ class Fetching:
     @property
     def _is_behind_seeds(self) -> bool:
         return self._raft.log.commit_index < self._seeds_index
+
+    def note_members(self) -> bool:
+        """Whether the latest or the committed membership is another than at the last call."""
+        log = self._raft.log
+        before, self._memberships = self._memberships, [log.roster.latest]
+        if log.roster.latest_index > log.commit_index:
+            self._memberships.append(log.roster.at(log.commit_index))
+        return self._memberships != before
 
     def go_on(self, now_us: int) -> bool:
         """Takes what has arrived, one answer in a turn of the loop, and asks for more.

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from consensus.block import Block
-    from consensus.changes import Change, Membership
+    from consensus.changes import Change
     from consensus.leadership import Leadership
     from consensus.membership import Member
     from consensus.messages import AnyMessage, MemberId
@@ -105,7 +105,6 @@ class Replica:
         self._recorded: list[Recorded] = []
         self._barriers = Barriers(patience_us=raft.config.election_min_us)
         self.fetching = Fetching(raft, seeds or {}, seeds_index)
-        self._membership: Membership | None = None
         self._changes = OpenChanges()
 
     @property
@@ -268,8 +267,7 @@ class Replica:
         self._envelopes = []
         recorded, self._recorded = tuple(self._recorded), []
         more = bool(ready.committed or ready.reads) or has_more
-        has_new_members = self._membership is not self.raft.log.roster.latest
-        self._membership = self.raft.log.roster.latest
+        has_new_members = self.fetching.note_members()
         servings = self.fetching.take_servings()
         return Effects(envelopes, ready.save, recorded, servings, has_new_members, more)
 

@@ -344,12 +344,11 @@ def _address(site: Site, base: int) -> str:
 def _listed(machine: Machine, others: list[Machine]) -> list[tuple[int, int, str]]:
     """Where those that know a machine look for it, each with how far its log reaches."""
     found = []
-    for log in (other.running.raft.log for other in others if other.replica is not None):
-        found += [
-            (log.last_term, log.last_index, member.peer)
-            for member in log.roster.latest.members
-            if member.public_key == machine.member
-        ]
+    for other in others:
+        address = other.peers.get(machine.member)
+        if other.replica is not None and address is not None:
+            log = other.running.raft.log
+            found.append((log.last_term, log.last_index, address))
     return found
 
 

@@ -71,6 +71,21 @@ def test_seeds_that_are_gone_or_whose_place_is_taken_are_not_connected_to() -> N
     assert known.peer != seed.peer
 
 
+def test_a_member_that_moves_is_looked_for_where_it_was_until_that_is_committed() -> None:
+    """It moves when it hears that it may; a leader that is lost meanwhile may have undone it."""
+    network = led_network()
+    leader, moving = network.leader, network.followers()[0].raft.member
+    before = _member(network, moving)
+    fetching = leader.fetching
+    fetching.note_members()
+    after = Member(before.name, moving, "127.0.0.1:9", before.http)
+    leader.raft.change_membership(Change(ChangeKind.MOVE, after))
+    assert (before, True) == (fetching.peers[moving], fetching.note_members())
+    assert not fetching.note_members()
+    network.settle()
+    assert after == fetching.peers[moving]
+
+
 def test_former_members_fetch_and_do_nothing_else() -> None:
     """They are told of their removal, and no more; what they forward is not recorded."""
     network = led_network()
