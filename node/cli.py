@@ -373,8 +373,9 @@ def node_recover(
 ) -> None:
     """Go on with one stopped node of a cluster that has lost its majority for good.
 
-    Recorded transactions may be lost, so only when the other nodes will never run again. Without
-    --yes nothing is changed.
+    Recorded transactions may be lost, so only when the other nodes will never run again. Of the
+    nodes that are left take the one whose last block has the highest term, and only among equals
+    the one with the longest chain. Without --yes nothing is changed.
     """
     if not unsafe:
         raise CommandError(

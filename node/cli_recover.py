@@ -82,11 +82,12 @@ def _document(recovery: Recovery, block: Block | None) -> dict[str, object]:
     return {
         "done": block is not None,
         "member": recovery.member.name,
+        "last_term": recovery.last_term,
         "last_index": recovery.last_index,
         "last_hash": recovery.last_hash.hex(),
         "commit_index": recovery.commit_index,
         "given_up": [member.name for member in recovery.given_up],
-        "term": recovery.term,
+        "new_term": recovery.new_term,
         "index": recovery.last_index + 1,
         "incarnation": None if block is None else block.hash.hex(),
     }
@@ -98,7 +99,8 @@ def _say_all(recovery: Recovery, block: Block | None, data_dir: Path) -> None:
     given_up = ", ".join(member.name for member in recovery.given_up)
     tail = last - recovery.commit_index
     say(f"{name} goes on alone, without the consent of {given_up}.")
-    say(f"  last block      {last}, of {time_text(recovery.last_timestamp_us)}")
+    say(f"  last block      of term {recovery.last_term}, block {last}")
+    say(f"                  {time_text(recovery.last_timestamp_us)}")
     say(f"                  {recovery.last_hash.hex()}")
     say(f"  committed       through block {recovery.commit_index}, as far as {name} knows")
     if tail:
@@ -111,6 +113,8 @@ def _say_all(recovery: Recovery, block: Block | None, data_dir: Path) -> None:
     say(f"  new incarnation begins with block {last + 1}; others cannot talk with it.")
     say("                  Should a majority of them run after all, there are two ledgers")
     if block is None:
+        say("Choose of all nodes that are left the one whose last block has the highest term, and")
+        say("only among equals the longest chain: others may lack what clients hold receipts for.")
         say("Nothing was changed. To do it, once you know that the others are gone for good:")
         say(f"  bitnexus node recover --unsafe --yes --data-dir {data_dir}")
         return

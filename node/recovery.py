@@ -40,11 +40,14 @@ class Recovery:
     member: Member
     before: Membership
     last_index: int
+    last_term: int
+    """The term of the last block. Of several chains the one where it is highest has all that is
+    committed, and among those the longest: as with votes."""
     last_hash: bytes
     last_timestamp_us: int
     commit_index: int
     """What is known here to be committed; the others may have known more."""
-    term: int
+    new_term: int
     """The term that the block which begins the new incarnation is sealed in."""
 
     @property
@@ -75,10 +78,11 @@ def plan_recovery(chain: Chain, identity: Identity) -> Recovery:
         member=member,
         before=membership,
         last_index=tip.index,
+        last_term=tip.term,
         last_hash=tip.hash,
         last_timestamp_us=tip.timestamp_us,
         commit_index=hard_state.commit_index,
-        term=hard_state.term + 1,
+        new_term=hard_state.term + 1,
     )
 
 
@@ -97,11 +101,11 @@ def recover(chain: Chain, identity: Identity, recovery: Recovery) -> Block:
     sealer = Sealer(identity.signing_key, chain.cluster_id, secrets.SystemRandom())
     block = sealer.seal(
         chain.tip(recovery.last_index),
-        term=recovery.term,
+        term=recovery.new_term,
         transactions=[raw],
         wall_us=time.time_ns() // NANOS_PER_MICRO,
     )
     # Its own vote makes it the leader of that term, and it is a majority of itself: committed.
-    hard_state = HardState(recovery.term, identity.public_key, block.index)
+    hard_state = HardState(recovery.new_term, identity.public_key, block.index)
     chain.save(hard_state=hard_state, truncate_from=None, blocks=[block])
     return block

@@ -73,7 +73,9 @@ def test_without_yes_nothing_is_changed(survivor: Survivor) -> None:
     said = " ".join(result.stdout.split())
     for words in (
         "n2 goes on alone, without the consent of n1, n3.",
+        "last block of term 1, block 4",
         survivor.society.tip.hash.hex(),
+        "whose last block has the highest term, and only among equals the longest chain",
         "committed through block 2, as far as n2 knows",
         "becomes so blocks 3 to 4",
         "lost whatever n1, n3 recorded beyond block 4",
@@ -100,11 +102,12 @@ def test_with_yes_one_save_makes_it_alone_and_the_leader(survivor: Survivor) -> 
     assert {
         "done": True,
         "member": "n2",
+        "last_term": 1,
         "last_index": 4,
         "last_hash": survivor.society.tip.hash.hex(),
         "commit_index": 2,
         "given_up": ["n1", "n3"],
-        "term": 4,
+        "new_term": 4,
         "index": 5,
         "incarnation": block.hash.hex(),
     } == document
