@@ -57,6 +57,8 @@ def error_text(error: LedgerClientError | InvalidTransactionError) -> str:
         return f"{error}; to find out, and to record it, run again with --id {error.transaction_id}"
     if isinstance(error, UnknownChangeFateError):
         return f"{error}; to find out: `bitnexus member list`"
+    if isinstance(error, ChangeRefusedError):
+        return f"{error.reason}: {error}"
     return str(error)
 
 

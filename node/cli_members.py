@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import UNSET
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 
+from consensus.changes import ChangeRefusal
+from consensus.membership import GenesisError, Member, check_members
 from node.api.shapes import MembersChanged, NewMember
-from node.cli_client import call, command_error
+from node.cli_client import call, code_of, error_text
 from node.cli_errors import CommandError, ExitCode
 from node.cli_output import print_table, progress_bar, say, write_json
 from node.client import LedgerClient
-from node.client_errors import LedgerClientError
+from node.client_errors import ChangeRefusedError, LedgerClientError, UnknownChangeFateError
 from node.config import url_of
 
 if TYPE_CHECKING:
@@ -118,11 +121,7 @@ def replace(
         try:
             return await _add(ledger, new)
         except LedgerClientError as error:
-            done = (
-                f"{old} is removed, and {new.name} is not known to be added ({error}); go on with"
-            )
-            message = f"{done} `bitnexus member add --file`"
-            raise CommandError(message, command_error(error).exit_code) from error
+            raise CommandError(_half_done(old, new.name, error), code_of(error)) from error
 
     made = call(urls, work, timeout_s=timeout_s)
     _show(made, f"{old} is removed; {new.name} is added and learns", as_json=as_json)
@@ -204,8 +203,23 @@ async def _add(ledger: LedgerClient, new: NewMember) -> MembersChanged:
     )
 
 
+def _half_done(old: str, new: str, error: LedgerClientError) -> str:
+    """What was done of a replacement, and how to do the rest."""
+    if isinstance(error, UnknownChangeFateError):
+        what, then = "is not known to be added", "if it is not, `bitnexus member add --file`"
+    elif isinstance(error, ChangeRefusedError) and error.reason == ChangeRefusal.FORMER_MEMBER:
+        what = "was not added"
+        then = "make a new folder (`bitnexus node init --join`) and `bitnexus member add --file`"
+    else:
+        what, then = "was not added", "once that is mended, `bitnexus member add --file`"
+    return f"{old} is removed, and {new} {what} ({error_text(error)}); {then}"
+
+
 def _check_newcomer(new: NewMember, listed: MemberList, old: str) -> None:
-    """Refuse a new member that could not be added once the old one is removed."""
+    """Refuse a new member that could not be added once the old one is removed.
+
+    Whether its key was a member's before the chain alone knows.
+    """
     if all(one.name != old for one in listed.members):
         message = f"{old} is not a member; to add one alone: `bitnexus member add --file`"
         raise CommandError(message, ExitCode.NOT_FOUND)
@@ -213,9 +227,28 @@ def _check_newcomer(new: NewMember, listed: MemberList, old: str) -> None:
         if one.public_key == new.public_key:
             what = f"the key of {new.name} is that of {one.name}; a new node has a new key"
             raise CommandError(f"{what} (`bitnexus node init`)", ExitCode.CHANGE_REFUSED)
-        if one.name != old and (one.name == new.name or one.peer == new.peer):
-            what = f"{one.name} has the name or the peer address of the new one already"
+        if one.name != old and (
+            one.name == new.name or one.peer == new.peer or one.http == new.http
+        ):
+            what = f"{one.name} has the name or an address of the new one already"
             raise CommandError(what, ExitCode.CHANGE_REFUSED)
+    _check_valid(new, [one for one in listed.members if one.name != old])
+
+
+def _check_valid(new: NewMember, staying: Sequence[MemberState]) -> None:
+    """Refuse what the chain would, for its own sake or beside those that stay."""
+    key = bytes.fromhex(new.public_key)
+    others = [
+        Member(one.name, bytes.fromhex(one.public_key), one.peer, one.http) for one in staying
+    ]
+    try:
+        check_members([*others, Member(new.name, key, new.peer, new.http)])
+    except GenesisError as error:
+        what = f"{new.name} cannot be added: {error.path.rpartition('.')[2]}: {error.detail}"
+        raise CommandError(what, ExitCode.INPUT) from error
+    if not crypto_core_ed25519_is_valid_point(key):
+        what = f"{new.name} cannot be added: public_key: is not an Ed25519 public key"
+        raise CommandError(what, ExitCode.INPUT)
 
 
 def _show(made: MembersChanged, what: str, *, as_json: bool) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from node.administration import MadeChange
+
 KEY = bytes(SigningKey(b"4" * 32).verify_key).hex()
 NODE2 = Member("node2", bytes(SigningKey(b"2" * 32).verify_key), "127.0.0.1:7002", "127.0.0.1:8002")
 NODE4 = {"name": "node4", "public_key": KEY, "peer": "127.0.0.1:7004", "http": "127.0.0.1:8004"}
@@ -233,6 +235,10 @@ def test_a_new_node_may_take_the_name_and_the_place_of_the_old_one(stage: Stage)
         ("node9", {}, ExitCode.NOT_FOUND, "node9 is not a member; to add one alone"),
         ("node2", {"name": "node1"}, ExitCode.CHANGE_REFUSED, "node1 has the name or"),
         ("node2", {"peer": "127.0.0.1:7001"}, ExitCode.CHANGE_REFUSED, "node1 has the name or"),
+        ("node2", {"http": "127.0.0.1:8001"}, ExitCode.CHANGE_REFUSED, "node1 has the name or"),
+        ("node2", {"peer": "nowhere"}, ExitCode.INPUT, "node4 cannot be added: peer: must be"),
+        ("node2", {"http": "h:0"}, ExitCode.INPUT, "node4 cannot be added: http: must have"),
+        ("node2", {"public_key": "02" + "00" * 31}, ExitCode.INPUT, "not an Ed25519 public key"),
         (
             "node2",
             {"public_key": NODE2.public_key.hex()},
@@ -252,14 +258,37 @@ def test_nothing_is_removed_for_one_that_cannot_be_added(
     assert [] == stage.calls
 
 
-def test_half_a_replacement_says_how_to_go_on(stage: Stage) -> None:
-    """The old one is gone, and the new one is not there."""
-    stage.file.write_text(json.dumps(NODE4 | {"peer": "nowhere"}))
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (
+            ChangeError(ChangeRefusal.FORMER_MEMBER, "was n7"),
+            ExitCode.CHANGE_REFUSED,
+            "node4 was not added (former-member: was n7); make a new folder (`bitnexus node init",
+        ),
+        (
+            ChangeError(ChangeRefusal.NO_QUORUM, "too few"),
+            ExitCode.CHANGE_REFUSED,
+            "node4 was not added (no-quorum: too few); once that is mended, `bitnexus member add",
+        ),
+        (UnknownChangeError("late"), ExitCode.UNKNOWN_FATE, "node4 is not known to be added (the"),
+    ],
+)
+def test_half_a_replacement_says_how_to_go_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, fault: Exception, code: ExitCode, words: str
+) -> None:
+    """The old one is gone, and the new one is not there, or may be: that is told apart."""
+    administration = stage.node.administration
+
+    async def add(_: Member, *, timeout_s: float) -> MadeChange:
+        administration.calls.append(f"add within {timeout_s > 0}")
+        raise fault
+
+    monkeypatch.setattr(administration, "add", add)
     result = stage.run("member", "replace", "node2", "--file", stage.file)
-    assert ExitCode.REFUSED == result.code
-    assert "node2 is removed, and node4 is not known to be added ($.peer" in result.error
-    assert "go on with `bitnexus member add --file`" in result.error
-    assert ["remove node2"] == stage.calls
+    assert code == result.code
+    assert f"node2 is removed, and {words}" in result.error
+    assert ["remove node2", "add within True"] == stage.calls
 
 
 @pytest.mark.parametrize(
@@ -285,10 +314,11 @@ def test_half_a_replacement_says_how_to_go_on(stage: Stage) -> None:
 def test_a_refusal_has_its_exit_code(
     stage: Stage, arguments: tuple[str, ...], reason: ChangeRefusal, code: ExitCode
 ) -> None:
-    """And the leader's own words."""
+    """And the reason's word, and the leader's own."""
     stage.node.administration.faults = [ChangeError(reason, "for a test")]
     result = stage.run(*arguments)
-    assert (code, "for a test", "") == (result.code, result.error, result.stdout)
+    words = "for a test" if code is ExitCode.NOT_FOUND else f"{reason}: for a test"
+    assert (code, words, "") == (result.code, result.error, result.stdout)
 
 
 def test_an_unknown_fate_says_where_to_look(stage: Stage) -> None:
