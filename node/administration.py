@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from consensus.changes import Change, ChangeError, ChangeKind, ChangeRefusal
 from consensus.membership import Member
+from node.http_place import share_http
 from node.outcomes import NoLeaderError, UnknownChangeError
 
 if TYPE_CHECKING:
@@ -102,14 +103,15 @@ class Administration:
             raise ChangeError(ChangeRefusal.NOT_LEADER, "this node does not lead")
 
     def _refuse_taken(self, member: Member, *, but: str | None = None) -> None:
-        """The core refuses it as well, but cannot say whose it is."""
+        """The core refuses it as well, but for `http`, and cannot say whose it is."""
         for one in self.membership.members:
             if one.name == but:
                 continue
             for what in ("name", "public_key", "peer"):
                 if getattr(one, what) == getattr(member, what):
-                    detail = f"{what}: is that of the member {one.name}"
-                    raise ChangeError(ChangeRefusal.INVALID, detail)
+                    raise _taken(what, one)
+            if share_http(one, member):
+                raise _taken("http", one)
 
     async def _make(self, change: Change, timeout_s: float) -> MadeChange:
         settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -130,3 +132,7 @@ class Administration:
         if not is_committed:
             raise UnknownChangeError("another leader took over, and the change is not made")
         return MadeChange(block.index, block.hash, membership)
+
+
+def _taken(what: str, one: Member) -> ChangeError:
+    return ChangeError(ChangeRefusal.INVALID, f"{what}: is that of the member {one.name}")

@@ -14,6 +14,7 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from consensus.membership import (
@@ -35,6 +36,7 @@ from node.config import (
     dump_toml,
     split_address,
 )
+from node.http_place import share_http
 from node.identity import IdentityError, create_identity
 from node.standing import JOIN_FILE, MEMBER_FILE, Invitation, dump_invitation, dump_member
 
@@ -99,15 +101,13 @@ def make_genesis(cluster: str, members: Sequence[Path], output: Path) -> Genesis
         CommandError: a member file is wrong, or the output is there already.
     """
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    document = {
-        "name": cluster,
-        "created": created,
-        "members": [_load_json(file) for file in members],
-    }
+    documents = [_load_json(file) for file in members]
+    document = {"name": cluster, "created": created, "members": documents}
     try:
         genesis = load_genesis(json.dumps(document))
     except GenesisError as error:
         raise _name_file(error, members) from error
+    _refuse_shared_http(genesis, members, [str(one["name"]) for one in documents])
     try:
         _write_new(output, dump_genesis(genesis))
     except OSError as error:
@@ -158,7 +158,7 @@ def _checked_settings(new: NewNode) -> str:
 
 
 def _refuse_taken(new: NewNode, invitation: Invitation) -> None:
-    """The cluster would refuse to add what shares its name or its peer address with a member."""
+    """The cluster would refuse to add what shares its name or an address with a member."""
     for member in invitation.members:
         if member.name == new.name:
             raise CommandError(
@@ -173,6 +173,16 @@ def _refuse_taken(new: NewNode, invitation: Invitation) -> None:
         field = error.path.rpartition(".")[2]
         what = f"--peer: {new.peer} is that of a member" if field == "peer" else error.detail
         raise CommandError(what, ExitCode.ALREADY_THERE) from error
+    if any(share_http(member, probe) for member in invitation.members):
+        raise CommandError(f"--http: {new.http} is that of a member", ExitCode.ALREADY_THERE)
+
+
+def _refuse_shared_http(genesis: Genesis, files: Sequence[Path], names: Sequence[str]) -> None:
+    """The chain has no rule for it, but the nodes would send clients to the wrong one."""
+    for one, other in combinations(genesis.members, 2):
+        if share_http(one, other):
+            file, first = (files[names.index(member.name)] for member in (other, one))
+            raise CommandError(f"{file}: http: is also that of {first}", ExitCode.INPUT)
 
 
 def _refuse_content(folder: Path, *, may_have_genesis: bool) -> None:

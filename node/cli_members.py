@@ -21,6 +21,7 @@ from node.cli_output import print_table, progress_bar, say, write_json
 from node.client import LedgerClient
 from node.client_errors import ChangeRefusedError, LedgerClientError, UnknownChangeFateError
 from node.config import url_of
+from node.http_place import share_http
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,10 +228,8 @@ def _check_newcomer(new: NewMember, listed: MemberList, old: str) -> None:
         if one.public_key == new.public_key:
             what = f"the key of {new.name} is that of {one.name}; a new node has a new key"
             raise CommandError(f"{what} (`bitnexus node init`)", ExitCode.CHANGE_REFUSED)
-        if one.name != old and (
-            one.name == new.name or one.peer == new.peer or one.http == new.http
-        ):
-            what = f"{one.name} has the name or an address of the new one already"
+        if one.name != old and (one.name == new.name or one.peer == new.peer):
+            what = f"{one.name} has the name or the peer address of the new one already"
             raise CommandError(what, ExitCode.CHANGE_REFUSED)
     _check_valid(new, [one for one in listed.members if one.name != old])
 
@@ -241,14 +240,19 @@ def _check_valid(new: NewMember, staying: Sequence[MemberState]) -> None:
     others = [
         Member(one.name, bytes.fromhex(one.public_key), one.peer, one.http) for one in staying
     ]
+    member = Member(new.name, key, new.peer, new.http)
     try:
-        check_members([*others, Member(new.name, key, new.peer, new.http)])
+        check_members([*others, member])
     except GenesisError as error:
         what = f"{new.name} cannot be added: {error.path.rpartition('.')[2]}: {error.detail}"
         raise CommandError(what, ExitCode.INPUT) from error
     if not crypto_core_ed25519_is_valid_point(key):
         what = f"{new.name} cannot be added: public_key: is not an Ed25519 public key"
         raise CommandError(what, ExitCode.INPUT)
+    for one in others:
+        if share_http(one, member):
+            what = f"{one.name} has the HTTP address of the new one already"
+            raise CommandError(what, ExitCode.CHANGE_REFUSED)
 
 
 def _show(made: MembersChanged, what: str, *, as_json: bool) -> None:

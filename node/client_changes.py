@@ -53,7 +53,10 @@ async def make_change(nodes: Nodes, request: Request, course: Course) -> httpx.R
             problem = None if response.is_success else problem_of(response)
             if problem is None or not _may_try_again(problem):
                 return response
-            failure = Failure(problem.detail, may_be_recorded=False, retry_after_s=_wait_s(problem))
+            detail = problem.detail
+            if problem.status == _REDIRECT:
+                detail += ", but another node answers there; ask the leader itself with --node"
+            failure = Failure(detail, may_be_recorded=False, retry_after_s=_wait_s(problem))
         try:
             await course.go_on(failure)
         except OutOfTimeError as error:

@@ -148,10 +148,10 @@ def open_chain(config: NodeConfig, genesis: Block) -> ChainStore:
     except StoreMissingError as error:
         raise LostChainError(
             f"{config.chain_dir}: the chain is gone, and {config.name} has run under this identity "
-            "before: it would have forgotten its votes. Make a new data folder (`bitnexus node init "
-            "--join`) with another name and other addresses, and run `bitnexus member replace "
-            f"{config.name} --file`; or, to keep them, first `bitnexus member remove {config.name}`, "
-            "then make the folder and add that node"
+            "before: it would have forgotten its votes. Make a new data folder (`bitnexus node "
+            "init --join`) with another name and other addresses, and run `bitnexus member replace "
+            f"{config.name} --file`; or, `bitnexus member remove {config.name}` first, to "
+            "keep them, then make the folder and add that node"
         ) from error
     try:
         mark_used(key)

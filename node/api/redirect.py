@@ -7,12 +7,12 @@ machine stands in. Relies on what the node knows of its cluster.
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING, Final
 
 from node.api.host import host_name
 from node.api.problems import ProblemKind, make_problem, problem_reply
 from node.config import is_loopback, join_address, split_address
+from node.http_place import is_unspecified, share_http
 
 if TYPE_CHECKING:
     from consensus.membership import Member
@@ -35,11 +35,18 @@ def leader_reply(status: ClusterStatus, scope: Scope) -> Reply:
         detail = f"{leader.name} leads, and takes HTTP from its own machine alone: ask there"
         problem = make_problem(ProblemKind.UNAVAILABLE, detail, retry_after_s=_RETRY_AFTER_S)
         return problem_reply(problem)
+    own = members.get(status.node)
+    if own is not None and share_http(leader, own):
+        shared = f"its address {address} is this node's own"
+        detail = f"{leader.name} leads, but {shared}; ask it with --node"
+        problem = make_problem(ProblemKind.UNAVAILABLE, detail, retry_after_s=_RETRY_AFTER_S)
+        return problem_reply(problem)
     target = scope["raw_path"]
     if scope["query_string"]:
         target += b"?" + scope["query_string"]
     location = f"{scope['scheme']}://{address}".encode("ascii") + target
-    problem = make_problem(ProblemKind.NOT_LEADER, f"{leader.name} leads; Location is its address")
+    detail = f"{leader.name} leads, and its address is {address}"
+    problem = make_problem(ProblemKind.NOT_LEADER, detail)
     return problem_reply(problem, ((b"location", location),))
 
 
@@ -53,15 +60,8 @@ def _reachable(leader: Member, *, own: Member | None, reached_as: str | None) ->
     is_here = is_loopback(peer_host) or (
         own is not None and split_address(own.peer)[0] == peer_host
     )
-    if _is_unspecified(host):
+    if is_unspecified(host):
         host = reached_as if is_here and reached_as is not None else peer_host
     elif is_loopback(host) and not is_here:
         return None
     return join_address(host, port)
-
-
-def _is_unspecified(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False

@@ -59,11 +59,15 @@ async def test_a_refusal_says_whose_a_name_or_an_address_is(tmp_path: Path) -> N
             (NODE4, "name"),
             (Member("node5", KEY, "h:1", "h:1"), "public_key"),
             (Member("node5", bytes(32), "127.0.0.1:1", "h:1"), "peer"),
+            (Member("node5", bytes(32), "127.0.0.1:3", "127.0.0.1:1"), "http"),
         ):
             expected = (ChangeRefusal.INVALID, f"{what}: is that of the member node4")
             assert expected == await refusal(calls.add(taken, timeout_s=5))
         assert (ChangeRefusal.INVALID, "peer: is that of the member node1") == await refusal(
             calls.move("node4", peer=own.peer, http=None, timeout_s=5)
+        )
+        assert (ChangeRefusal.INVALID, "http: is that of the member node1") == await refusal(
+            calls.move("node4", peer=None, http=own.http, timeout_s=5)
         )
 
 

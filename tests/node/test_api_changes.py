@@ -151,6 +151,15 @@ async def test_nobody_is_sent_to_another_machines_loopback(stage: Stage) -> None
     assert "node2 leads" in problem["detail"]
 
 
+@pytest.mark.asyncio
+async def test_nobody_is_sent_in_a_circle(stage: Stage) -> None:
+    """Where the leader has this node's own address the client would come back at once."""
+    lead_elsewhere(stage, http=stage.node.member.http)
+    problem = problem_of(await call(stage, "POST", TRANSFER, {}), 503, "unavailable")
+    expected = "node2 leads, but its address 127.0.0.1:8001 is this node's own; ask it with --node"
+    assert expected == problem["detail"]
+
+
 @pytest.mark.parametrize("leader", [None, "node1", "node9"])
 @pytest.mark.asyncio
 async def test_without_a_known_leader_there_is_nowhere_to_go(

@@ -44,7 +44,12 @@ def genesis(folder: Path, *members: Path) -> Result:
 def make_members(folder: Path, count: int = 2) -> list[Path]:
     """Make nodes that differ in everything, and return their member files."""
     for number in range(1, count + 1):
-        result = init(folder / f"n{number}", f"n{number}", peer=f"127.0.0.1:{7000 + number}")
+        result = init(
+            folder / f"n{number}",
+            f"n{number}",
+            peer=f"127.0.0.1:{7000 + number}",
+            http=f"127.0.0.1:{8000 + number}",
+        )
         assert result.code == 0
     return [folder / f"n{number}" / "member.json" for number in range(1, count + 1)]
 
@@ -182,6 +187,7 @@ def test_genesis_overwrites_nothing(tmp_path: Path) -> None:
         ({"public_key": "02" + "00" * 31}, "public_key: is not an Ed25519 public key"),
         ({"name": "n1"}, "name: is also that of"),
         ({"peer": "127.0.0.1:7001"}, "peer: is also that of"),
+        ({"http": "127.0.0.1:8001"}, "http: is also that of"),
         ({"peer": "x"}, "peer: must be host:port"),
         ({"extra": 1}, "Object contains unknown field"),
         ({"http": 1}, "http: Expected `str`"),

@@ -104,6 +104,7 @@ def test_a_node_that_tells_another_genesis_is_refused(
     [
         ("name", "node1", "--name: node1 is a member already"),
         ("peer", "127.0.0.1:7001", "--peer: 127.0.0.1:7001 is that of a member"),
+        ("http", "127.0.0.1:8001", "--http: 127.0.0.1:8001 is that of a member"),
     ],
 )
 def test_what_a_member_has_is_refused(

@@ -235,7 +235,7 @@ def test_a_new_node_may_take_the_name_and_the_place_of_the_old_one(stage: Stage)
         ("node9", {}, ExitCode.NOT_FOUND, "node9 is not a member; to add one alone"),
         ("node2", {"name": "node1"}, ExitCode.CHANGE_REFUSED, "node1 has the name or"),
         ("node2", {"peer": "127.0.0.1:7001"}, ExitCode.CHANGE_REFUSED, "node1 has the name or"),
-        ("node2", {"http": "127.0.0.1:8001"}, ExitCode.CHANGE_REFUSED, "node1 has the name or"),
+        ("node2", {"http": "127.0.0.1:8001"}, ExitCode.CHANGE_REFUSED, "node1 has the HTTP"),
         ("node2", {"peer": "nowhere"}, ExitCode.INPUT, "node4 cannot be added: peer: must be"),
         ("node2", {"http": "h:0"}, ExitCode.INPUT, "node4 cannot be added: http: must have"),
         ("node2", {"public_key": "02" + "00" * 31}, ExitCode.INPUT, "not an Ed25519 public key"),

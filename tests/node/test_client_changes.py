@@ -145,6 +145,22 @@ async def test_nodes_that_send_a_call_in_a_circle_are_left() -> None:
         assert 3 == (await ledger.remove_member("node2")).index
 
 
+@pytest.mark.asyncio
+async def test_a_circle_that_does_not_end_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of one address, say: the words of the last that sends it on do not help alone."""
+
+    def around(_: Seen) -> Answer:
+        return sent_to(circle.url)
+
+    monkeypatch.setattr("node.client_nodes._FIRST_PAUSE_S", 100.0)  # beyond the call's time
+    circle = ScriptedNode(*[around] * 4)
+    async with circle, LedgerClient([circle.url], timeout_s=20) as ledger:
+        with pytest.raises(
+            UnavailableError, match=r"not-leader, but another node answers there; .* --node"
+        ):
+            await ledger.remove_member("node2")
+
+
 @pytest.mark.parametrize(
     "location", ["", "ftp://h/x", "http://h/elsewhere", f"http://h{MEMBERS}/node3"]
 )
