@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from consensus.membership import GenesisError
 from node.cli_errors import CommandError, ExitCode
 from node.cli_init import cluster_id as genesis_id
 from node.cli_init import init_node, replace_invitation
 from node.cli_output import say, write_json
-from node.config import load_config
+from node.config import ConfigError, load_config
+from node.identity import IdentityError
 from node.standing import JOIN_FILE, MEMBER_FILE, load_standing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from node.cli_init import Introduction, NewNode
+    from node.standing import Standing
 
 
 ASK_S: Final = 10.0
@@ -61,11 +64,12 @@ def rejoin(data_dir: Path, url: str, *, as_json: bool) -> None:
     """Tell the node of a folder anew who the members are and where, as the node at `url` knows.
 
     Raises:
-        CommandError: no answer, another cluster, or one that this node is no member of.
+        CommandError: a file of the folder is missing or wrong, no answer, another cluster, or one
+            that this node is no member of.
     """
     from node.cli_join import introduce  # noqa: PLC0415 - brings the HTTP client
 
-    standing = load_standing(load_config(data_dir))
+    standing = _standing_of(data_dir)
     expected = genesis_id(standing.genesis)
     cluster = introduce(url, cluster_id=expected, timeout_s=ASK_S)
     members = cluster.invitation.members
@@ -81,6 +85,17 @@ def rejoin(data_dir: Path, url: str, *, as_json: bool) -> None:
         return
     say(f"{data_dir / JOIN_FILE} names {', '.join(member.name for member in members)}")
     say("it holds from the next start of the node until its chain has come that far")
+
+
+def _standing_of(data_dir: Path) -> Standing:
+    try:
+        config = load_config(data_dir)
+        try:
+            return load_standing(config)
+        except GenesisError as error:
+            raise CommandError(f"{config.genesis_file}: {error}", ExitCode.CONFIG) from error
+    except (ConfigError, IdentityError) as error:
+        raise CommandError(str(error), ExitCode.CONFIG) from error
 
 
 def _cluster_document(cluster: Introduction) -> dict[str, object]:

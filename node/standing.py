@@ -150,8 +150,8 @@ def open_chain(config: NodeConfig, genesis: Block) -> ChainStore:
             f"{config.chain_dir}: the chain is gone, and {config.name} has run under this identity "
             "before: it would have forgotten its votes. Make a new data folder (`bitnexus node "
             "init --join`) with another name and other addresses, and run `bitnexus member replace "
-            f"{config.name} --file`; or, `bitnexus member remove {config.name}` first, to "
-            "keep them, then make the folder and add that node"
+            f"{config.name} --file`; or, to keep both, first `bitnexus member remove "
+            f"{config.name}`, then make the folder and add that node"
         ) from error
     try:
         mark_used(key)

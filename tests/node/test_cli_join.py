@@ -169,3 +169,23 @@ def test_a_node_is_not_told_of_another_cluster(tmp_path: Path, url: str) -> None
     with serving(FakeNode("other")) as (other,):
         result = run("node", "rejoin", "--data-dir", tmp_path / "n1", "--node", other)
     assert ExitCode.OTHER_CLUSTER == result.code
+
+
+@pytest.mark.parametrize("name", ["node.toml", "genesis.json", "identity.key", "join.json"])
+@pytest.mark.parametrize("text", ["{", None])
+def test_a_folder_that_is_no_nodes_is_told_in_one_line(
+    tmp_path: Path, url: str, name: str, text: str | None
+) -> None:
+    """Which file is missing or wrong, and nothing is written."""
+    join(tmp_path / "n1", url)
+    file = tmp_path / "n1" / name
+    file.unlink()
+    if text is not None:
+        file.write_text(text)
+        file.chmod(0o600)
+    result = run("node", "rejoin", "--data-dir", tmp_path / "n1", "--node", url)
+    expected = ExitCode.REFUSED if (name, text) == ("join.json", None) else ExitCode.CONFIG
+    assert (expected, "") == (result.code, result.stdout)
+    assert 1 == len(result.stderr.splitlines())
+    if expected is ExitCode.CONFIG:
+        assert name in result.error
