@@ -83,6 +83,7 @@ class MemberLoop:
         self._applied_waiters: list[asyncio.Future[None]] = []
         self._leader_waiters: list[asyncio.Future[None]] = []
         self._leader_seen: MemberId | None = None
+        self._obstacle_seen: str | None = None
         self._pump_scheduled = False
         self._running = False
 
@@ -253,8 +254,19 @@ class MemberLoop:
             if self._replica.raft.leader != self._leader_seen:
                 self._leader_waiters = _release(self._leader_waiters)
             self._leader_seen = self._replica.raft.leader
+            if self._replica.obstacle != self._obstacle_seen:
+                self._note_obstacle()
             if effects.more:
                 self._wake()
+
+    def _note_obstacle(self) -> None:
+        """Whoever looks into this member's log must find why it takes no part: once, not in a row.
+
+        Nothing else would say so here: a member that is removed or CORRUPT goes on running.
+        """
+        self._obstacle_seen = self._replica.obstacle
+        if self._obstacle_seen is not None:
+            _log.error("takes_no_part", reason=self._obstacle_seen)
 
     def _start_save(self, save: Save) -> None:
         work = self._loop.run_in_executor(self._writer, self._save, save)

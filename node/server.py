@@ -314,9 +314,14 @@ class Node:
         return (*(alarm for alarm in found if alarm), *self._transport.unusable.values())
 
     @property
+    def obstacle(self) -> str | None:
+        """Why this node takes no part at all though it runs: it is removed, or CORRUPT."""
+        return self._replica.obstacle if self._running else None
+
+    @property
     def ready(self) -> bool:
         """Whether a leader is known and all but the last committed blocks are applied here."""
-        if not self._running or self._raft.leader is None:
+        if not self._running or self.obstacle is not None or self._raft.leader is None:
             return False
         return self.commit_index - self.applied_index <= PIPELINE_BLOCKS
 

@@ -62,6 +62,8 @@ def read_ready(face: Face, _asked: Asked) -> Reply:
     node = face.node
     if node.failed is not None:
         return _not_healthy(f"the node has stopped itself: {node.failed}")
+    if node.obstacle is not None:
+        return _not_healthy(node.obstacle)
     if node.ready:
         return json_reply(_OK, Health(status="ready"))
     behind = node.commit_index - node.applied_index

@@ -65,6 +65,11 @@ class LedgerNode(Protocol):
         ...
 
     @property
+    def obstacle(self) -> str | None:
+        """Why this node takes no part though it runs, if it does not."""
+        ...
+
+    @property
     def failed(self) -> BaseException | None:
         """Why the node has stopped itself, if it has."""
         ...

@@ -76,6 +76,7 @@ class FakeNode:
         self.leader: str | None = "node1"
         self.damaged: set[int] = set()
         self.alarms: tuple[str, ...] = ()
+        self.obstacle: str | None = None
         self.commit_ahead = 0
         self.failed: BaseException | None = None
         self.metrics = {"transactions_applied_total": 7, "queue": 3}

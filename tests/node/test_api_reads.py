@@ -375,6 +375,9 @@ async def test_a_node_is_ready_with_a_leader_and_nothing_left_to_apply(stage: St
     stage.node.leader, stage.node.commit_ahead = "node1", 2
     assert "2 blocks" in problem_of(await stage.get("/readyz"), 503, "unavailable")["detail"]
     assert {"status": "live"} == (await stage.get("/livez")).json()
+    stage.node.commit_ahead, stage.node.obstacle = 0, "REMOVED: block 7"
+    removed = problem_of(await stage.get("/readyz"), 503, "unavailable")
+    assert "REMOVED: block 7" == removed["detail"]
     stage.node.failed = NodeFailedError("disk")
     assert "disk" in problem_of(await stage.get("/readyz"), 503, "unavailable")["detail"]
     assert "disk" in problem_of(await stage.get("/livez"), 503, "unavailable")["detail"]

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from consensus.block import InvalidTransactionError, encode_transaction
 from node.config import ConfigError
@@ -125,6 +126,22 @@ async def test_a_peer_that_cannot_be_connected_to_is_an_alarm(
         assert [(alarm,)] * 2 == [node.status().alarms for node in nodes]
         assert 1 == nodes[0].metrics["alarms"]
         assert await nodes[1].read_barrier(timeout_s=5) >= receipt.index
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_takes_no_part_says_so_once(tmp_path: Path) -> None:
+    """In its own log, where whoever wonders looks first; it is not ready from then on."""
+    async with Node(cluster_folders(tmp_path, 1)[0]) as node:
+        await node.read_barrier(timeout_s=5)
+        assert (None, True) == (node.obstacle, node.ready)
+        with capture_logs() as logs:
+            node._raft.alarm = "CORRUPT: planted"
+            assert ("CORRUPT: planted", False) == (node.obstacle, node.ready)
+            await until(lambda: bool(logs))
+            for _ in range(3):
+                node._loop._pump()
+    said = {"event": "takes_no_part", "log_level": "error", "reason": "CORRUPT: planted"}
+    assert [said] == [one for one in logs if one["event"] == "takes_no_part"]
 
 
 @pytest.mark.asyncio
