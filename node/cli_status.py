@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from node.api.shapes import Cluster
 
 WATCH_S: Final = 1.0
+ROUNDS: Final = 3
+"""How often better views may name members that were not asked yet."""
 _HEADERS: Final = ("node", "role", "term", "last", "commit", "applied", "http", "alarms")
 _NUMBERS: Final = "term last commit applied"
 
@@ -106,7 +108,9 @@ def show_status(urls: Sequence[str], *, watch: bool, timeout_s: float, as_json: 
 
 
 async def take_snapshot(urls: Sequence[str], *, timeout_s: float) -> Snapshot:
-    """Ask the nodes given, then the members that they tell of.
+    """Ask the nodes given, then the members that the best view names, as better ones are found.
+
+    A node that lags names members where they were once, or who are none any more.
 
     Raises:
         CommandError: no node answers, or they are of different clusters.
@@ -117,11 +121,18 @@ async def take_snapshot(urls: Sequence[str], *, timeout_s: float) -> Snapshot:
     if len({view.cluster_id for view in views}) > 1:
         raise CommandError("the nodes given are of different clusters", ExitCode.OTHER_CLUSTER)
     own = {view.node: view for view in views}
-    others = [url_of(member.http) for member in views[0].members if member.name not in own]
-    for view in await _ask_all(others, timeout_s=timeout_s):
-        if view.cluster_id == views[0].cluster_id:
-            own[view.node] = view
-    return Snapshot(max(own.values(), key=_knowledge), own)
+    best, asked = max(own.values(), key=_knowledge), set(urls)
+    for _ in range(ROUNDS):
+        there = {url_of(member.http) for member in best.members if member.name not in own}
+        others = sorted(there - asked)
+        if not others:
+            break
+        asked.update(others)
+        for view in await _ask_all(others, timeout_s=timeout_s):
+            if view.cluster_id == best.cluster_id:
+                own[view.node] = view
+        best = max(own.values(), key=_knowledge)
+    return Snapshot(best, own)
 
 
 def _knowledge(view: Cluster) -> tuple[bool, int, bool]:

@@ -438,6 +438,44 @@ def test_status_believes_the_leader_of_the_latest_term() -> None:
     assert [node["reachable"] for node in partial["nodes"]] == [True, True, False]
 
 
+class Elsewhere(FakeNode):
+    """A node of the same cluster that knows the members at these addresses, by name."""
+
+    def __init__(self, name: str, *, leader: str | None, term: int) -> None:
+        super().__init__()
+        self.known: dict[str, str] = {}
+        self.seen = (name, leader, term)
+
+    def status(self) -> ClusterStatus:
+        """The cluster as this node sees it."""
+        name, leader, term = self.seen
+        members = tuple(
+            MemberStatus(
+                msgspec.structs.replace(self.member, name=one, http=http), "follower", None
+            )
+            for one, http in self.known.items()
+        )
+        return replace(super().status(), node=name, leader=leader, term=term, members=members)
+
+
+def test_status_asks_those_whom_better_views_name() -> None:
+    """A node that lags knows one of them at an address of before, and another not at all."""
+    lagging = Elsewhere("node1", leader=None, term=1)
+    follower = Elsewhere("node2", leader="node3", term=2)
+    leader = Elsewhere("node3", leader="node3", term=3)
+    new = Elsewhere("node4", leader="node3", term=3)
+    with serving(lagging, follower, leader, new) as urls:
+        places = [url.removeprefix("http://") for url in urls]
+        lagging.known = {"node1": places[0], "node2": places[1], "node3": "127.0.0.1:1"}
+        follower.known = {"node1": places[0], "node2": places[1], "node3": places[2]}
+        leader.known = new.known = follower.known | {"node4": places[3]}
+        document = run("status", "--node", urls[0], "--json").document
+    assert "node3" == document["leader"]
+    assert [(f"node{n}", True) for n in (1, 2, 3, 4)] == [
+        (node["name"], node["reachable"]) for node in document["nodes"]
+    ]
+
+
 def test_nodes_of_two_clusters_are_not_mixed() -> None:
     """Addresses of different clusters are an error, not a strange table."""
     one, two = FakeNode(), FakeNode()
