@@ -255,10 +255,6 @@ class Leadership:
         progress.last_heard_us = now_us
         if reply.match_index <= self._log.last_index:
             progress.acknowledged(reply.match_index, now_us)
-        self._note_round(source, progress, now_us)
-
-    def _note_round(self, source: MemberId, progress: Progress, now_us: int) -> None:
-        """Where nothing is recorded, heartbeats alone tell that a learner keeps up."""
         if source in self._rounds:
             self._rounds[source].acknowledged(
                 progress.match_index,
@@ -295,7 +291,6 @@ class Leadership:
         )
         if lost:
             progress.retry(patience_us=patience_us)
-        self._note_round(source, progress, now_us)
 
     def read(self, reader: Reader) -> None:
         """Takes a read, to be confirmed by a round that begins after this call."""

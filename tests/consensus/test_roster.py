@@ -241,7 +241,7 @@ def test_change_stands_alone_in_its_block() -> None:
         encode_transaction(transaction_id=bytes(16), user_id=user, kind=kind, payload="membership")
         for user, kind in (("cluster", "note"), ("membership", "note"), ("ada", "membership"))
     ]
-    assert refusal_of(chain.roster, chain.seal(*others[:2], b"membership")) is None
+    assert refusal_of(chain.roster, chain.seal(*others[:2], b"\xaamembership")) is None
     for hidden in ((change, transaction(1)), (change, change), others):
         assert Rule.MEMBERSHIP is refusal_of(chain.roster, chain.seal(*hidden))
 
@@ -263,6 +263,8 @@ def test_recovery_begins_another_incarnation() -> None:
     block = chain.take(chain.seal(raw, sealer="c"))
     assert ids("c") == chain.roster.latest.keys
     assert block.hash == chain.roster.incarnation
+    assert {block.hash, chain.blocks[0].hash} == chain.roster.incarnations
+    assert ids("c") == chain.roster.electors(block.index + 1), "those given up are not asked"
     chain.take(chain.changing(ADD, "e", sealer="c"))
     assert block.hash == chain.roster.incarnation
     lost = chain.roster.former(chain.tip.index)

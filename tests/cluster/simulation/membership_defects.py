@@ -29,7 +29,6 @@ from tests.cluster.simulation.membership_plants import (
     may_always_propose,
     plans_in_spite_of,
     promotes_after_short_rounds_alone,
-    rounds_end_with_blocks_alone,
     serves_saved,
     takes_former,
     tells_the_silent_nothing,
@@ -135,7 +134,6 @@ MEMBERSHIP_DEFECTS: Final = (
     defect(
         "an idle cluster promotes no learner",
         (Round, "acknowledged", replaced(promotes_after_short_rounds_alone)),
-        (Leadership, "_on_heartbeat_reply", rounds_end_with_blocks_alone),
         found_by="not the members that are wanted",
         seeds=60,
     ),

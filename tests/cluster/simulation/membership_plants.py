@@ -194,17 +194,6 @@ def promotes_after_short_rounds_alone(
         self.began_us = now_us
 
 
-def rounds_end_with_blocks_alone(right: Any) -> Any:
-    """What a learner says of itself between blocks ends no round."""
-
-    def on_heartbeat_reply(self: Any, source: bytes, reply: Any, now_us: int) -> None:
-        rounds, self._rounds = self._rounds, {}
-        right(self, source, reply, now_us)
-        self._rounds = rounds
-
-    return on_heartbeat_reply
-
-
 def believes_in_lost_leader(right: Any) -> Any:
     """Who cannot lead goes on following a leader that it does not hear any more."""
 
