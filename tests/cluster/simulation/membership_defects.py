@@ -58,7 +58,7 @@ MEMBERSHIP_DEFECTS: Final = (
     defect(
         "a change counts for commits once it is committed",
         (Leadership, "commit_index", replaced(counts_by_committed)),
-        found_by="durable on",
+        found_by="durable on|not the members that are wanted",
     ),
     defect(
         "a change counts for votes once it is committed",
@@ -74,6 +74,7 @@ MEMBERSHIP_DEFECTS: Final = (
         "a learner counts for commits",
         (Leadership, "commit_index", replaced(counts_learners)),
         found_by="durable on|not the members that are wanted",
+        seeds=80,
     ),
     defect(
         "a leader that removed itself counts itself",

@@ -218,7 +218,7 @@ def believes_its_genesis(_right: Any) -> Any:
 
     def peers(self: Any) -> Any:
         roster = self._raft.log.roster
-        known = dict.fromkeys(self._seeds)
+        known = dict(self._seeds)
         known |= {gone.public_key: gone for gone, _ in roster.former(1 << 62).values()}
         known |= {member.public_key: member for member in roster.latest.members}
         known.pop(self._raft.member, None)
