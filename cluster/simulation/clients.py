@@ -19,7 +19,7 @@ from node.submissions import Submission
 from storage.errors import DamagedBlockError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cluster.checker import Operation
     from cluster.simulation.events import EventQueue
@@ -40,6 +40,7 @@ CURIOSITY: Final = 0.3
 """Clients are busy while something has just gone wrong: that is when it can be seen."""
 TRAVEL_US: Final = 300
 MAX_TRIES: Final = 4
+PROBE_AGAIN_US: Final = 100_000
 MAX_BATCH: Final = 6
 REMEMBERED: Final = 40
 """A reused id is one of the latest so many."""
@@ -307,7 +308,7 @@ class Clients:
         """Ask each of these nodes for a read; `probes_open` falls as they are answered."""
         for machine in machines:
             self.probes_open += 1
-            machine.call(self._probe_read)
+            self._probe_read(machine, machine.life, [])
 
     def probe_writes(self, machines: Sequence[Machine]) -> None:
         """Record a transaction at each of them; `probes_open` falls as they are acknowledged."""
@@ -315,8 +316,25 @@ class Clients:
             self.probes_open += 1
             self._probe_write(machine, self._fresh())
 
-    def _probe_read(self, machine: Machine) -> None:
-        machine.running.read(lambda _index: self._probed())
+    def _probe_read(self, machine: Machine, life: int, answers: list[int]) -> None:
+        """Asks, and asks again in a further life: a restart loses whoever waits."""
+
+        def hear(read_index: int) -> None:
+            self.probes_open -= not answers
+            answers.append(read_index)
+
+        def ask_again() -> None:
+            if machine.life != life and not answers:
+                self._probe_read(machine, machine.life, answers)
+            elif not answers:
+                self._queue.after(PROBE_AGAIN_US, ask_again)
+
+        machine.call(lambda up: self._read_for(up, hear))
+        ask_again()
+
+    @staticmethod
+    def _read_for(machine: Machine, hear: Callable[[int], None]) -> None:
+        machine.running.read(hear)
 
     def _probe_write(self, machine: Machine, offer: tuple[str, bytes]) -> None:
         attempt = _Attempt(self, 0, machine, [offer], MAX_TRIES)
