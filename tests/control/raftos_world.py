@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
+from cluster.simulation.clock import Clock
 from cluster.simulation.events import EventQueue
 from cluster.simulation.faults import MICROS_PER_SECOND, Fault, Scenario
 from cluster.simulation.nemesis import Nemesis
@@ -47,17 +48,25 @@ DATAGRAM_US = 2_000
 INBOX = 64
 """How many datagrams a socket holds; what comes beyond that is lost. raftos' answers and appends
 call forth each other: a follower that lags gets one more endless exchange with each heartbeat."""
-NOT_FOR_RAFTOS = (
-    Fault.FORGERY,
-    Fault.CRASH_FRESH,
-    Fault.CRASH_AT_SAVE,
-    Fault.DISK_STALL,
-    Fault.SLOW_DISK,
-    Fault.PAUSE,
-    Fault.CLOCK_STEP,
-    Fault.CLOCK_DRIFT,
-    Fault.LOST_ANSWER,
+FOR_RAFTOS = frozenset(
+    {
+        Fault.LOSS,
+        Fault.DELAY,
+        Fault.REORDER,
+        Fault.DUPLICATE,
+        Fault.REPLAY,
+        Fault.CRASH_ONE,
+        Fault.CRASH_MAJORITY,
+        Fault.CRASH_ALL,
+        Fault.PARTITION,
+        Fault.ONE_WAY,
+        Fault.LINK,
+        Fault.FLAP,
+        Fault.SWIZZLE,
+        Fault.SLOW_NETWORK,
+    }
 )
+NOT_FOR_RAFTOS = tuple(kind for kind in Fault if kind not in FOR_RAFTOS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +109,14 @@ class RaftosMachine:
         self.member: MemberId = self.name.encode()
         self.address: Address = (self.name, FIRST_PORT + number)
         self.life = 0
-        self.drift = 0.0
+        self.clock = Clock(world.queue)
         self.crash_at = None
         self.on_crash: Callable[[RaftosMachine], None] = lambda _machine: None
         self.replica: RaftosNode | None = None
         self.view: RaftosView | None = None
         self._world = world
         self._busy_until_us = 0
-        self._disk = Disk(folder / self.name)
+        self.disk = Disk(folder / self.name)
 
     @property
     def running(self) -> RaftosMachine:
@@ -131,7 +140,7 @@ class RaftosMachine:
                 world.raftos,
                 address=self.address,
                 others=others,
-                folder=self._disk.folder,
+                folder=self.disk.folder,
                 carry=self._carry,
             )
         except ValueError as error:
@@ -147,12 +156,12 @@ class RaftosMachine:
         self.replica.stop()
         self.replica = self.view = None
         self.life += 1
-        self._disk.cut_power()
+        self.disk.cut_power()
         self.on_crash(self)
 
     def write_back(self) -> None:
         """The kernel makes the files durable, again and again."""
-        self._disk.write_back()
+        self.disk.write_back()
         self._world.queue.after(WRITE_BACK_US, self.write_back)
 
     def receive(self, source: RaftosMachine, raw: bytes) -> None:
@@ -163,9 +172,6 @@ class RaftosMachine:
             return
         self._busy_until_us = start_us + DATAGRAM_US
         queue.at(self._busy_until_us, partial(self._take_in, self.replica, source, raw))
-
-    def unstall(self) -> None:
-        """Its disk is never stalled."""
 
     def wake_up(self) -> None:
         """It is never paused."""

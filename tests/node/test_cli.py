@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -483,21 +480,3 @@ def test_nodes_of_two_clusters_are_not_mixed() -> None:
     with serving(one, two) as (first, second):
         result = run("status", "--node", first, "--node", second)
     assert result.code == ExitCode.OTHER_CLUSTER
-
-
-def test_watch_goes_on_until_interrupted(stage: Stage) -> None:
-    """One snapshot after the other; Ctrl-C ends it with 130."""
-    command = [sys.executable, "-m", "cluster.cli", "status", "--watch", "--json"]
-    with subprocess.Popen(
-        [*command, "--node", stage.url],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        seen = [json.loads(process.stdout.readline()) for _ in range(2)]
-        process.send_signal(2)
-        _, stderr = process.communicate(timeout=20)
-    assert [snapshot["leader"] for snapshot in seen] == ["node1", "node1"]
-    assert (process.returncode, stderr) == (ExitCode.INTERRUPTED, "")
