@@ -26,6 +26,7 @@ from consensus.leadership import RaftConfig
 from consensus.membership import genesis_block
 from consensus.raft import Raft
 from node.administration import Administration
+from node.calls import Calls
 from node.checkpointer import Checkpointer
 from node.config import LOCK_FILE, ConfigError
 from node.folder_lock import FolderLock
@@ -49,7 +50,6 @@ from node.outcomes import (
 from node.replica import PIPELINE_BLOCKS, Replica
 from node.standing import load_standing, open_chain
 from node.status import AppliedBlocks, cluster_status, node_metrics
-from node.submissions import Submission
 from node.transport import Transport
 from node.uuid7 import new_transaction_id
 from storage.errors import BlockNotFoundError
@@ -58,12 +58,13 @@ from storage.recent import Lookup, RecentIndex
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from consensus.block import Block
     from consensus.membership import Member
     from node.config import NodeConfig
+    from node.submissions import Submission
     from storage.recent import Place
 
 _log = structlog.get_logger("node")
@@ -78,7 +79,7 @@ class Node:
         self.config = config
         self.failed: BaseException | None = None
         self._ended = asyncio.Event()
-        self._submissions: set[Submission] = set()
+        self._calls = Calls(offer=self._offer, expire=self._expire)
         self._running = False
         self._stop_asked = False
         self._life = asyncio.Lock()
@@ -186,24 +187,34 @@ class Node:
         Raises:
             NodeFailedError: this node does not run.
         """
-        self._check_running()
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        submission = Submission(
-            transactions,
-            wait=wait,
-            on_done=resolver(done),
-            on_released=lambda: self._forget(submission, timer),
+        call = self.begin_submit(
+            transactions, wait=wait, timeout_s=timeout_s, on_done=resolver(done)
         )
-        self._submissions.add(submission)
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, submission)
-        self._loop.submit(submission)
         try:
             return await done
-        finally:
-            if wait is Wait.COMMITTED:
-                self._expire(submission)
-            if not submission.is_held:
-                self._forget(submission, timer)
+        except asyncio.CancelledError:
+            self.abandon(call)
+            raise
+
+    def begin_submit(
+        self,
+        transactions: Sequence[bytes],
+        *,
+        wait: Wait,
+        timeout_s: float,
+        on_done: Callable[[list[Outcome]], None],
+    ) -> Submission:
+        """As `submit`, for callers that are no coroutine: `on_done` hears the outcomes once.
+
+        It may be called before this returns. Raises NodeFailedError as `submit` does.
+        """
+        self._check_running()
+        return self._calls.begin(transactions, wait=wait, timeout_s=timeout_s, on_done=on_done)
+
+    def abandon(self, call: Submission) -> None:
+        """The caller has gone; what has no outcome yet is unknown, and offered no longer."""
+        self._calls.abandon(call)
 
     async def read_barrier(self, *, timeout_s: float) -> int:
         """An index that covers all that was committed before this call, once it is applied here.
@@ -437,8 +448,7 @@ class Node:
         """Takes no further part: the loop stops, and whoever waits hears "unknown"."""
         self._running = False
         self._loop.stop()
-        for submission in list(self._submissions):
-            self._expire(submission)
+        self._calls.end_all()
 
     def _on_indexed(self, index: int) -> None:
         """The index process may report before this node has joined, and after it has left."""
@@ -459,8 +469,7 @@ class Node:
             self._loop.stop()
         self._running = False
         self._ended.set()
-        for submission in list(self._submissions):
-            asyncio.get_running_loop().call_soon(self._expire, submission)
+        asyncio.get_running_loop().call_soon(self._calls.end_all)
 
     def _check_running(self) -> None:
         if self.failed is not None:
@@ -468,12 +477,11 @@ class Node:
         if not self._running:
             raise NodeFailedError("the node is not running")
 
-    def _expire(self, submission: Submission) -> None:
-        self._replica.expire(submission)
+    def _offer(self, call: Submission) -> None:
+        self._loop.submit(call)
 
-    def _forget(self, submission: Submission, timer: asyncio.TimerHandle) -> None:
-        self._submissions.discard(submission)
-        timer.cancel()
+    def _expire(self, call: Submission) -> None:
+        self._replica.expire(call)
 
     async def _blocks_at(self, indexes: set[int]) -> dict[int, Block]:
         """Recent blocks come from memory; older ones are read and verified in a thread."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from consensus.block import Block
     from consensus.membership import Member
     from node.administration import MadeChange
     from node.outcomes import ClusterStatus, HistoryRow, Outcome, ReceiptStatus, Wait
+    from node.submissions import Submission
     from storage.recent import Place
 
 
@@ -88,6 +89,21 @@ class LedgerNode(Protocol):
         self, transactions: Sequence[bytes], *, wait: Wait, timeout_s: float
     ) -> list[Outcome]:
         """Record canonical transactions; one outcome for each, in their order."""
+        ...
+
+    def begin_submit(
+        self,
+        transactions: Sequence[bytes],
+        *,
+        wait: Wait,
+        timeout_s: float,
+        on_done: Callable[[list[Outcome]], None],
+    ) -> Submission:
+        """As `submit`; `on_done` hears the outcomes once, maybe before this returns."""
+        ...
+
+    def abandon(self, call: Submission) -> None:
+        """Take note that the caller has gone."""
         ...
 
     async def read_barrier(self, *, timeout_s: float) -> int:

@@ -6,6 +6,7 @@ fail at is set by the test. Relies on the core alone.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING
 
@@ -35,13 +36,13 @@ from node.outcomes import (
     TransactionState,
     Wait,
 )
+from node.submissions import Submission
 from storage.errors import BlockNotFoundError, DamagedBlockError
 from storage.recent import Place
 from tests.node.fake_administration import FakeAdministration
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 START_US = 1_700_000_000_000_000
 
@@ -69,6 +70,7 @@ class FakeNode:
         self._receipts: dict[bytes, tuple[Receipt, bytes]] = {}
         self.pending: set[bytes] = set()
         self.submits: list[tuple[list[bytes], Wait, float]] = []
+        self.calls: dict[Submission, asyncio.Task[None]] = {}
         self.refusals: dict[bytes, Refusal] = {}
         """By user id."""
         self.fault: Exception | None = None
@@ -123,6 +125,30 @@ class FakeNode:
         if new and wait is Wait.COMMITTED:
             self.seal(new)
         return [self._outcome(raw, refused) for raw in transactions]
+
+    def begin_submit(
+        self,
+        transactions: Sequence[bytes],
+        *,
+        wait: Wait,
+        timeout_s: float,
+        on_done: Callable[[list[Outcome]], None],
+    ) -> Submission:
+        """As `submit`, in a task; a fault is raised here."""
+        if self.fault is not None:
+            raise self.fault
+        call = Submission(transactions, wait=wait, on_done=on_done)
+        self.calls[call] = asyncio.create_task(self._carry_out(call, timeout_s))
+        return call
+
+    async def _carry_out(self, call: Submission, timeout_s: float) -> None:
+        outcomes = await self.submit(call.transactions, wait=call.wait, timeout_s=timeout_s)
+        for slot, outcome in enumerate(outcomes):
+            call.settle(slot, outcome)
+
+    def abandon(self, call: Submission) -> None:
+        """Answer no more."""
+        self.calls[call].cancel()
 
     def seal(self, transactions: Sequence[bytes]) -> None:
         """Append blocks that hold the transactions."""
