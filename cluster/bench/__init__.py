@@ -1,0 +1,1 @@
+"""Measuring a cluster on this machine: workloads, the limits of the machine, results, reports."""
