@@ -304,7 +304,7 @@ def test_accepted_submission_is_released_once_it_is_committed() -> None:
         [transaction(1), transaction(2)],
         wait=Wait.ACCEPTED,
         on_done=lambda _outcomes: None,
-        on_released=lambda: released.append(True),
+        on_end=lambda _submission: released.append(True),
     )
     leader.submit(submission)
     assert submission.is_held
