@@ -29,8 +29,8 @@ class Submission:
     """One call's transactions and their outcomes, in the order sent.
 
     `on_done` is called once, with the outcomes, as soon as there is one for each. `on_end` is
-    called when the call is over, at least once: before `on_done`, and when none of the transactions is
-    held for offering any more, which for a call that does not wait for the commit is later.
+    called when the call is over, at least once: before `on_done`, and when none of the
+    transactions is held any more, which for a call that does not wait for the commit is later.
     """
 
     __slots__ = (

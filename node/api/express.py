@@ -118,7 +118,9 @@ class ExpressProtocol(LedgerProtocol):
             self.flow.pause_reading()
             return
         first = self._first
-        if first is not None and not self._is_deaf:
+        if first is not None:
+            if self._is_deaf:
+                return
             self._parts.append(data)
             data = b"".join(self._parts)
         elif self._may_begin():
