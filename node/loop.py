@@ -80,6 +80,7 @@ class MemberLoop:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._server = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._submitted: list[Submission] = []
         self._applied_waiters: list[asyncio.Future[None]] = []
         self._leader_waiters: list[asyncio.Future[None]] = []
         self._leader_seen: MemberId | None = None
@@ -133,8 +134,10 @@ class MemberLoop:
         await asyncio.to_thread(self._writer.shutdown)
 
     def submit(self, submission: Submission) -> None:
-        """Takes a client's transactions."""
-        self._run(lambda: self._replica.submit(submission))
+        """Takes a client's transactions, at the next pump; once it has stopped, nothing."""
+        if self._running:
+            self._submitted.append(submission)
+            self._wake()
 
     def read(self, on_applied: Callable[[int], None]) -> int | None:
         """Takes a client's linearizable read; see `Replica.read`. None where nothing runs."""
@@ -237,6 +240,9 @@ class MemberLoop:
         with self._guard:
             applied_before = self._replica.applied_index
             self._replica.tick(*_clocks())
+            if self._submitted:
+                submitted, self._submitted = self._submitted, []
+                self._replica.submit(*submitted)
             effects = self._replica.pump()
             for target, lane, message in effects.envelopes:
                 self._send(target, lane, encode_message(message))

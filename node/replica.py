@@ -162,15 +162,22 @@ class Replica:
             case _:
                 self.raft.step(source, message)
 
-    def submit(self, submission: Submission) -> None:
-        """Takes a client's transactions; canonical bytes, none of a reserved kind."""
+    def submit(self, *submissions: Submission) -> None:
+        """Takes clients' transactions; canonical bytes, none of a reserved kind.
+
+        Those of many calls are looked up at once: a read of the index costs more than a look-up.
+        """
+        waiting = [submission for submission in submissions if not submission.is_done]
         obstacle = self.obstacle
         if obstacle is not None:
-            for slot, wanted in enumerate(submission.ids):
-                submission.settle(slot, unavailable(wanted, obstacle))
+            for submission in waiting:
+                for slot, wanted in enumerate(submission.ids):
+                    submission.settle(slot, unavailable(wanted, obstacle))
             return
-        offered = []
-        for slot, place in enumerate(self._lookup.places(submission.ids)):
+        places = self._lookup.places([wanted for one in waiting for wanted in one.ids])
+        slots = [(one, slot) for one in waiting for slot in range(len(one.ids))]
+        offered: list[bytes] = []
+        for (submission, slot), place in zip(slots, places, strict=True):
             wanted, raw = submission.ids[slot], submission.transactions[slot]
             if place is not None:
                 self._answer_retry(submission, slot, place)

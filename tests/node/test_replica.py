@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
     from node.outcomes import Outcome
+    from storage.recent import Place
 
 
 def refusal_reasons(outcomes: list[Outcome]) -> list[RefusalReason]:
@@ -40,6 +41,35 @@ def test_receipt_names_the_place_in_the_chain() -> None:
         places = enumerate(ids(1, 2))
         expected = [Receipt(i, block.index, n, block.hash, block.timestamp_us) for n, i in places]
         assert expected == outcomes
+
+
+def test_calls_that_come_together_are_answered_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look-up for all; each hears of its own transactions, and who has given up is left out."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.submit(leader, transaction(1))
+    network.settle()
+    answers: list[list[Outcome]] = [[], [], []]
+    calls = [
+        Submission([transaction(n), transaction(m)], wait=Wait.COMMITTED, on_done=answer.extend)
+        for (n, m), answer in zip([(2, 1), (3, 4), (5, 2)], answers, strict=True)
+    ]
+    leader.expire(calls[1])
+    looked_up: list[list[bytes]] = []
+    places = leader._lookup.places
+
+    def look_up(wanted: list[bytes]) -> list[Place | None]:
+        looked_up.append(wanted)
+        return places(wanted)
+
+    monkeypatch.setattr(leader._lookup, "places", look_up)
+    leader.submit(*calls)
+    network.settle()
+    assert [ids(2, 1, 5, 2)] == looked_up
+    receipts = [[one.id for one in answer if isinstance(one, Receipt)] for answer in answers]
+    assert [ids(2, 1), [], ids(5, 2)] == receipts
+    assert [RefusalReason.UNKNOWN] * 2 == refusal_reasons(answers[1])
+    assert ids(1, 2, 5) == network.committed_ids(leader)
 
 
 def test_follower_answers_its_own_clients() -> None:
