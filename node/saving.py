@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,10 @@ class SavingThread:
             await asyncio.to_thread(self._thread.join)
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        guard = FailureGuard(partial(loop.call_soon_threadsafe, self._on_failure))
+        def fail(fault: BaseException) -> None:
+            loop.call_soon_threadsafe(self._on_failure, fault)
+
+        guard = FailureGuard(fail)
         while not guard.failed and (save := self._wanted.get()) is not None:
             with guard:
                 self._chain.save(
