@@ -200,6 +200,20 @@ async def test_a_body_that_more_follows_goes_the_whole_way(stage: Stage) -> None
     await line.close()
 
 
+@pytest.mark.parametrize("fields", [b"Content-Encoding: identity\r\n", b"Expect: y\r\n"])
+@pytest.mark.asyncio
+async def test_what_looks_like_a_request_within_a_body_is_body(stage: Stage, fields: bytes) -> None:
+    """A body may come in a segment of its own and hold anything, a whole hot request too."""
+    line = await Line(stage).open()
+    whole = submit(submit(), fields)
+    line.end.data_received(whole[: -len(submit())])
+    line.end.data_received(submit())
+    assert (await line.answer()).startswith(b"HTTP/1.1 400 ")
+    assert (await line.ask(RECEIPT)).startswith(b"HTTP/1.1 200 ")
+    assert [] == stage.node.submits
+    await line.close()
+
+
 @pytest.mark.asyncio
 async def test_what_comes_after_a_refusal_is_dropped(stage: Stage) -> None:
     """A body that was too slow is recorded no more."""
