@@ -10,13 +10,14 @@ import pytest
 
 from node.api import server as server_module
 from node.api.express import ExpressProtocol
-from node.outcomes import Receipt
+from node.outcomes import Receipt, Refusal, RefusalReason
 from tests.node.api_fixture import TRANSACTIONS, Stage, stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from node.outcomes import Outcome
+    from node.submissions import Submission as Call
 
 __all__ = ["stage"]
 
@@ -160,12 +161,29 @@ async def test_answers_of_both_ways_come_in_turn(stage: Stage) -> None:
 
 
 @pytest.mark.asyncio
+async def test_reading_goes_on_after_the_turn_of_what_was_held(stage: Stage) -> None:
+    """Also where nothing on the connection goes the whole way."""
+    stage.node.gate = asyncio.Event()
+    line = await Line(stage).open()
+    line.end.data_received(submit())
+    line.end.data_received(RECEIPT)
+    stage.node.gate.set()
+    answers = [await line.answer() for _ in range(2)]
+    answers.append(await line.ask(RECEIPT))
+    assert [b"201", b"200", b"200"] == STATUS.findall(b"".join(answers))
+    assert line.went_short
+    await line.close()
+
+
+@pytest.mark.asyncio
 async def test_a_hot_request_after_a_slow_one_waits_for_its_turn(stage: Stage) -> None:
     """As long as the application answers, nothing overtakes it."""
     stage.node.gate = asyncio.Event()
     line = await Line(stage).open()
     line.end.data_received(submit(WITH_ID, b"Content-Encoding: identity\r\n"))
     line.end.data_received(RECEIPT)
+    for _ in range(20):
+        await asyncio.sleep(0)
     stage.node.gate.set()
     answers = [await line.answer() for _ in range(2)]
     assert [b"201", b"200"] == STATUS.findall(b"".join(answers))
@@ -215,6 +233,18 @@ async def test_what_looks_like_a_request_within_a_body_is_body(stage: Stage, fie
 
 
 @pytest.mark.asyncio
+async def test_what_looks_like_a_request_within_a_head_is_head(stage: Stage) -> None:
+    """A header may be cut anywhere, and what comes next may look like a whole hot request."""
+    line = await Line(stage).open()
+    line.end.data_received(b"GET /livez HTTP/1.1\r\nX: ")
+    line.end.data_received(submit())
+    answer = await line.answer()
+    assert (b"200", True) == (STATUS.findall(answer)[0], b'"live"' in answer)
+    assert [] == stage.node.submits
+    await line.close()
+
+
+@pytest.mark.asyncio
 async def test_what_comes_after_a_refusal_is_dropped(stage: Stage) -> None:
     """A body that was too slow is recorded no more."""
     line = await Line(stage).open()
@@ -251,6 +281,28 @@ async def test_a_submit_whose_client_is_gone_is_abandoned(stage: Stage) -> None:
     await until(call.done)
     assert (True, 0) == (call.cancelled(), stage.node.recorded)
     assert "201" not in (await stage.get("/metrics")).text
+
+
+@pytest.mark.asyncio
+async def test_what_a_node_says_to_nobody_is_not_answered(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An abandoned call hears that its fate is unknown, which is no fault."""
+    stage.node.gate = asyncio.Event()
+    line = await Line(stage).open()
+    line.end.data_received(submit())
+    (call,) = stage.node.calls
+    told: list[Call] = []
+
+    def abandon(gone: Call) -> None:
+        told.append(gone)
+        gone.settle(0, Refusal(gone.ids[0], RefusalReason.UNKNOWN, "for a test"))
+
+    monkeypatch.setattr(stage.node, "abandon", abandon)
+    await line.close()
+    await line.end.gone
+    assert ([call], []) == (told, stage.faults)
+    assert 'status="503"' not in (await stage.get("/metrics")).text
 
 
 @pytest.mark.asyncio
@@ -330,6 +382,29 @@ async def test_a_stop_takes_what_has_begun_to_arrive(stage: Stage) -> None:
     assert [b"201"] == STATUS.findall(answer)
     assert b"\r\nconnection: close\r\n" in answer
     await stopping
+    await line.close()
+
+
+@pytest.mark.asyncio
+async def test_a_connection_ends_with_the_answer_under_way(stage: Stage) -> None:
+    """It does not wait for the others when the server stops."""
+    stage.node.gate = asyncio.Event()
+    line = await Line(stage).open()
+    line.end.data_received(submit())
+    line.end.shutdown()
+    stage.node.gate.set()
+    answer = await line.reader.read()
+    assert ([b"201"], True) == (STATUS.findall(answer), b"\r\nconnection: close\r\n" in answer)
+    await line.close()
+
+
+@pytest.mark.asyncio
+async def test_the_time_of_an_answer_is_that_of_its_second(stage: Stage) -> None:
+    """What is made once for many answers is made again when the server's Date changes."""
+    line = await Line(stage).open()
+    for date in (b"one", b"two"):
+        line.end.server_state.default_headers = [(b"date", date)]
+        assert b"\r\ndate: %b\r\n" % date in await line.ask(RECEIPT)
     await line.close()
 
 
