@@ -196,12 +196,13 @@ def _draw_load(shape: str, points: list[LoadPoint]) -> str:
         own = sorted(
             (one for one in points if one.subject == subject), key=lambda one: one.offered_per_s
         )
-        goodput.append(Line(subject, tuple((one.offered_per_s, one.goodput_per_s) for one in own)))
+        carried = ((one.offered_per_s, one.goodput_per_s) for one in own)
+        goodput.append(Line(subject, tuple((x, y) for x, y in carried if x and y)))
         for name, values in (
             ("p50", [(one.offered_per_s, one.p50_ms) for one in own]),
             ("p99", [(one.offered_per_s, one.p99_ms) for one in own]),
         ):
-            known = tuple((x, y) for x, y in values if y is not None)
+            known = tuple((x, y) for x, y in values if x and y)
             latency.append(Line(f"{subject}, {name}", known))
     x_label = "offered, transactions per s"
     panels = (
