@@ -162,11 +162,12 @@ def _print_load(points: tuple[LoadPoint, ...]) -> None:
             _milliseconds(one.p50_ms),
             _milliseconds(one.p99_ms),
             f"{100 * one.refused_share:.1f} %",
-            f"{100 * one.lost_share:.1f} %",
+            f"{100 * one.failed_share:.1f} %",
+            f"{100 * one.unserved_share:.1f} %",
         )
         for one in points
     ]
-    numbers = "capacities offered/s goodput/s p50,ms p99,ms refused lost"
+    numbers = "capacities offered/s goodput/s p50,ms p99,ms refused failed unserved"
     print_table(("subject", "shape", *numbers.split()), rows, right=numbers)
     say("Load in an open loop: latency counts from the moment a request was to be sent.")
 

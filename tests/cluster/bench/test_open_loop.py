@@ -157,4 +157,5 @@ def test_a_point_is_of_what_was_offered() -> None:
     point = make_point(SINGLE, 2.0, order, report)
 
     assert (50.0, 25.0) == (point.offered_per_s, point.goodput_per_s)
-    assert (0.2, 0.2) == (point.refused_share, point.lost_share)
+    shares = point.refused_share, point.failed_share, point.unserved_share
+    assert (0.2, 0.05, 0.15) == shares

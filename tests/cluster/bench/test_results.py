@@ -34,7 +34,8 @@ def point(multiple: float, goodput: float, latency_ms: float | None) -> LoadPoin
         p50_ms=latency_ms,
         p99_ms=latency_ms,
         refused_share=0.25,
-        lost_share=0.0,
+        failed_share=0.0,
+        unserved_share=0.5,
     )
 
 
