@@ -59,7 +59,7 @@ class CountingRecorder:
 
     async def record_transaction(self, *, user_id: str, kind: str, payload: object) -> object:
         """Count, after one turn of the loop."""
-        assert (user_id, kind, payload)
+        assert all((user_id, kind, payload))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         await asyncio.sleep(0)
