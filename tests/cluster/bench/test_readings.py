@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,7 @@ from cluster.bench import run
 from cluster.bench.connection import Answer, make_post, split_answer
 from cluster.bench.errors import BenchError
 from cluster.bench.figures import Measure, Workload
+from cluster.bench.limits import measure_limits
 from cluster.bench.machine import find_file_system, look_at_machine, look_at_versions
 from cluster.bench.plan import LEDGER, Book, Plan
 from cluster.bench.probe import Probed
@@ -23,9 +25,13 @@ from cluster.bench.processes import (
     with_children,
 )
 from cluster.bench.programs import run_program
+from cluster.bench.result import Skipped
 from cluster.bench.stage import parse_metrics
 from cluster.bench.timings import Timings, percentile
 from cluster.bench.wrk import WrkLoad, find_wrk, parse_output
+
+if TYPE_CHECKING:
+    from cluster.bench.wrk import Wrk
 
 WRK = """\
 Running 1s test @ http://127.0.0.1:36051/
@@ -102,6 +108,32 @@ async def test_the_limits_of_the_machine_are_measured() -> None:
     assert all(one.value > 0 for one in result.figures)
     assert () == result.skipped
     assert () == result.subjects
+
+
+@pytest.mark.asyncio
+async def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One limit cannot be measured, the next one is."""
+
+    async def fail_once(folder: Path, plan: Plan, book: Book, wrk: Wrk | None) -> None:
+        if plan.wants(Workload.FDATASYNC):
+            raise OSError("the disk is gone")
+        await measure_limits(folder, plan, book, wrk)
+
+    monkeypatch.setattr(run, "measure_limits", fail_once)
+    workloads = frozenset({Workload.FDATASYNC, Workload.SHA256})
+    plan = Plan(seconds=0.01, rounds=1, workloads=workloads)
+    result = await run.measure(plan, report=lambda _line: None)
+
+    assert [Workload.SHA256] == [one.workload for one in result.figures]
+    assert (Skipped("fdatasync", "OSError: the disk is gone"),) == result.skipped
+
+
+def test_every_workload_of_ours_is_measured_somewhere() -> None:
+    """Each in one place alone."""
+    places = [*run._ON_THREE_NODES, *run._ON_CLUSTERS_OF_THEIR_OWN, set(run._LIMITS)]
+
+    assert run.OURS == frozenset().union(*places)
+    assert len(run.OURS) == sum(len(place) for place in places)
 
 
 @pytest.mark.asyncio
