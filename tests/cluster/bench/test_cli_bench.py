@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from cluster.bench.figures import Measure, Workload
+from cluster.bench.plan import LEDGER, Plan
 from cluster.bench.result import read_result
+from cluster.bench.run import measure
 from node.cli_errors import ExitCode
 from tests.node.cli_stage import run
 
@@ -37,6 +39,44 @@ def test_a_short_run_measures_a_real_cluster(tmp_path: Path) -> None:
     compared = run("bench", "compare", file, file, "--json").document
     assert {"same"} == {one["verdict"] for one in compared}
     assert "same" in run("bench", "compare", file, file).stdout
+
+
+@pytest.mark.cluster
+@pytest.mark.postgres
+@pytest.mark.asyncio
+async def test_everything_that_needs_no_wrk_runs_on_real_clusters() -> None:
+    """With next to nothing to do: each workload has its figures, and nothing is left out."""
+    workloads = frozenset(
+        {
+            Workload.MEMORY,
+            Workload.SEQUENTIAL_FOLLOWER,
+            Workload.CLIENT_64,
+            Workload.BATCHED,
+            Workload.STALL,
+            Workload.OVERLOAD,
+            Workload.FAILOVER_TUNED,
+            Workload.CATCH_UP,
+            Workload.VERIFY,
+            Workload.CHECKPOINT,
+        }
+    )
+    plan = Plan(
+        seconds=0.2,
+        rounds=1,
+        workloads=workloads,
+        failovers=1,
+        transactions=1_500,
+        multiples=(0.5, 2.0),
+    )
+    result = await measure(plan, report=lambda _line: None)
+
+    assert () == result.skipped
+    assert workloads == {one.workload for one in result.figures}
+    assert [LEDGER] == [one.name for one in result.subjects]
+    assert [(0.5, 0.5), (2.0, 2.0)] == [
+        (single.multiple, batches.multiple)
+        for single, batches in zip(result.load[:2], result.load[2:], strict=True)
+    ]
 
 
 def test_a_workload_that_is_none_is_refused() -> None:
