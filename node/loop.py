@@ -22,6 +22,7 @@ from consensus.messages import InvalidMessageError, decode_message, encode_messa
 from node.catchup import serve
 from node.lane import Lane
 from node.outcomes import NodeFailedError
+from node.pacing import NEVER_US
 from node.saving import SavingThread
 from node.zmq_loop import FailureGuard
 from storage.errors import DamagedBlockError
@@ -45,6 +46,7 @@ TICKS_PER_HEARTBEAT: Final = 5
 STALL_TICKS: Final = 10
 """A loop that is so many ticks late was held up."""
 NANOS_PER_MICRO: Final = 1_000
+MICROS_PER_SECOND: Final = 1_000_000
 
 
 class MemberLoop:
@@ -86,6 +88,7 @@ class MemberLoop:
         self._leader_waiters: list[asyncio.Future[None]] = []
         self._leader_seen: MemberId | None = None
         self._obstacle_seen: str | None = None
+        self._seal_planned_us = NEVER_US
         self._pump_scheduled = False
         self._running = False
         self._worst_stall_s = 0.0
@@ -280,6 +283,19 @@ class MemberLoop:
                 self._note_obstacle()
             if effects.more:
                 self._wake()
+            self._plan_seal()
+
+    def _plan_seal(self) -> None:
+        """What gathers is sealed in its time, though nothing else happens until then."""
+        due_us = self._replica.seal_us
+        if due_us < self._seal_planned_us:
+            self._seal_planned_us = due_us
+            delay_us = due_us - time.monotonic_ns() // NANOS_PER_MICRO
+            self._loop.call_later(max(0, delay_us) / MICROS_PER_SECOND, self._seal_in_time)
+
+    def _seal_in_time(self) -> None:
+        self._seal_planned_us = NEVER_US
+        self._wake()
 
     def _note_obstacle(self) -> None:
         """Whoever looks into this member's log must find why it takes no part: once, not in a row.
@@ -342,7 +358,7 @@ class MemberLoop:
             return
         block = done.result()
         for one in recorded:
-            self._replica.answer_recorded(one, block)
+            one.settle(block)
 
 
 def _release(waiters: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:

@@ -8,7 +8,8 @@ from consensus.block import encode_transaction
 from consensus.messages import Append, AppendReply, Forward, ForwardRefusal
 from node.mempool import QueueLimits
 from node.outcomes import Accepted, Receipt, Refusal, RefusalReason, Wait
-from node.replica import RETRY_US, SEALS_PER_PUMP, SMALL_PIPELINE_BLOCKS
+from node.pacing import SMALL_PIPELINE_BLOCKS
+from node.replica import RETRY_US, SEALS_PER_PUMP
 from node.submissions import Submission
 from tests.node.replica_network import ReplicaNetwork, transaction
 
@@ -375,8 +376,8 @@ def test_retry_of_an_old_transaction_is_read_beside_the_loop() -> None:
     outcomes = network.submit(leader, transaction(1), transaction(2))
     first, second = leader.pump().recorded
     assert [] == outcomes
-    leader.answer_recorded(first, block)
-    leader.answer_recorded(second, None)
+    first.settle(block)
+    second.settle(None)
     assert isinstance(outcomes[0], Receipt)
     assert [RefusalReason.UNKNOWN] == refusal_reasons(outcomes)
 
