@@ -115,10 +115,11 @@ def connections_to(front: Front, loop: asyncio.AbstractEventLoop) -> list[Expres
     express = Express(application.face, check_host=check_host, report=application.report)
     config = Config(application, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
+    state = ServerState()
     connections = []
     for _ in range(CLIENTS):
         connection = ExpressProtocol(
-            express, config=config, server_state=ServerState(), app_state={}, _loop=loop
+            express, config=config, server_state=state, app_state={}, _loop=loop
         )
         connection.connection_made(cast("asyncio.Transport", Sink()))
         connections.append(connection)
