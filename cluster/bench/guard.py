@@ -1,7 +1,7 @@
 """Fails when a submit costs more CPU than it used to: `python -m cluster.bench.guard [--renew]`.
 
-The shipped path, from the HTTP application of the leader through three replicas (`members`) to the
-answer, is run in many short rounds, in turn with a reference loop of the standard library. The
+The shipped path, from the connections of the leader through three replicas (`members`) to the
+answers, is run in many short rounds, in turn with a reference loop of the standard library. The
 least CPU time of each counts, which a busy machine hardly changes, and only their ratio is kept,
 which a faster one hardly changes. It is compared with `guard.json`, where each version of Python
 has its own; `--renew` writes it anew, for a change that is worth its price.
@@ -23,20 +23,22 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 import uvloop
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
 from cluster.bench.members import Members
 from cluster.bench.stage import SUBMIT_PATH, single_body, transaction
 from node.api.app import Application
+from node.api.express import Express, ExpressProtocol
 from node.api.host import HostCheck
-from node.futures import resolver
-from node.submissions import Submission
+from node.calls import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from node.api.interface import LedgerNode
-    from node.api.reply import Event, Scope
     from node.outcomes import Outcome, Wait
+    from node.submissions import Submission
 
 BASELINE: Final = Path(__file__).with_name("guard.json")
 MARGIN: Final = 0.20
@@ -48,57 +50,91 @@ REFERENCE_STEPS: Final = 60
 VERSION: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _DOCUMENT: Final = transaction()
 _BODY: Final = single_body()
-_SCOPE: Final[Scope] = {
-    "type": "http",
-    "http_version": "1.1",
-    "method": "POST",
-    "raw_path": SUBMIT_PATH.encode(),
-    "path": SUBMIT_PATH,
-    "query_string": b"",
-    "headers": [
-        (b"host", b"127.0.0.1:8001"),
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(_BODY)).encode()),
-    ],
-}
-_CREATED: Final = 201
+_REQUEST: Final = (
+    b"POST %b HTTP/1.1\r\nHost: 127.0.0.1:8001\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (SUBMIT_PATH.encode(), len(_BODY), _BODY)
+)
+_CREATED: Final = b"HTTP/1.1 201 "
 _NO_BASELINE: Final = 2
 
 
 class Front:
-    """What the HTTP application submits to: the leader of members that are driven by hand."""
+    """What the HTTP face submits to: the leader of members that are driven by hand."""
 
     def __init__(self) -> None:
         """Elect the leader."""
         self._members = Members()
-        self._is_woken = False
+        self._calls = Calls(offer=self._offer, expire=self._members.leader.expire)
+        self._offered: list[Submission] = []
 
-    async def submit(
-        self, transactions: Sequence[bytes], *, wait: Wait, timeout_s: float
-    ) -> list[Outcome]:
-        """As `Node.submit`; everything under way is carried on once for each turn of the loop."""
-        del timeout_s
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[list[Outcome]] = loop.create_future()
-        submission = Submission(transactions, wait=wait, on_done=resolver(done))
-        self._members.leader.submit(submission)
-        if not self._is_woken:
-            self._is_woken = True
-            loop.call_soon(self._settle)
-        return await done
+    def begin_submit(
+        self,
+        transactions: Sequence[bytes],
+        *,
+        wait: Wait,
+        timeout_s: float,
+        on_done: Callable[[list[Outcome]], None],
+    ) -> Submission:
+        """As `Node.begin_submit`; all under way is carried on once for each turn of the loop."""
+        return self._calls.begin(transactions, wait=wait, timeout_s=timeout_s, on_done=on_done)
 
     def forget_applied(self) -> None:
         """See `Members.forget_applied`."""
         self._members.forget_applied()
 
+    def _offer(self, submission: Submission) -> None:
+        if not self._offered:
+            asyncio.get_running_loop().call_soon(self._settle)
+        self._offered.append(submission)
+
     def _settle(self) -> None:
-        self._is_woken = False
+        offered, self._offered = self._offered, []
+        self._members.leader.submit(*offered)
         self._members.settle()
 
 
-async def submit_round(application: Application) -> None:
-    """One round of submits: each of the clients has one under way."""
-    await asyncio.gather(*(_submit(application) for _ in range(CLIENTS)))
+class Sink:
+    """The transport of a connection whose client reads everything at once."""
+
+    def __init__(self) -> None:
+        """Nothing is written yet."""
+        self.answers: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Take an answer."""
+        self.answers.append(data)
+
+    def get_extra_info(self, _name: str) -> None:
+        """Nothing is known of the client."""
+
+
+def connections_to(front: Front, loop: asyncio.AbstractEventLoop) -> list[ExpressProtocol]:
+    """The server's ends of the clients' connections."""
+    check_host = HostCheck("127.0.0.1")
+    application = Application(cast("LedgerNode", front), check_host=check_host)
+    express = Express(application.face, check_host=check_host, report=application.report)
+    config = Config(application, ws="none", lifespan="off", log_config=None, access_log=False)
+    config.load()
+    state = ServerState()
+    connections = []
+    for _ in range(CLIENTS):
+        connection = ExpressProtocol(
+            express, config=config, server_state=state, app_state={}, _loop=loop
+        )
+        connection.connection_made(cast("asyncio.Transport", Sink()))
+        connections.append(connection)
+    return connections
+
+
+async def submit_round(connections: Sequence[ExpressProtocol]) -> None:
+    """One round of submits: each of the clients has one under way, and it must be recorded."""
+    for connection in connections:
+        connection.data_received(_REQUEST)
+    await asyncio.sleep(0)
+    for connection in connections:
+        answers = cast("Sink", connection.transport).answers
+        assert [answer.startswith(_CREATED) for answer in answers] == [True], answers
+        answers.clear()
 
 
 def reference_round(steps: int = REFERENCE_STEPS) -> None:
@@ -123,11 +159,11 @@ def measure_ratio(rounds: int = ROUNDS) -> float:
     submits, references = [], []
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         front = Front()
-        application = Application(cast("LedgerNode", front), check_host=HostCheck("127.0.0.1"))
+        connections = connections_to(front, runner.get_loop())
         with _no_collection():
             for _ in range(rounds):
                 references.append(_cpu_ns_of(reference_round))
-                submits.append(_cpu_ns_of(lambda: runner.run(submit_round(application))))
+                submits.append(_cpu_ns_of(lambda: runner.run(submit_round(connections))))
                 front.forget_applied()
     return min(submits) / min(references)
 
@@ -158,21 +194,6 @@ def main(arguments: Sequence[str]) -> int:
     if is_regression(ratio, baseline):
         return _say(f"{words}: more than {100 * MARGIN:.0f} % above", 1)
     return _say(words, 0)
-
-
-async def _submit(application: Application) -> None:
-    """Submit one transaction as a client over HTTP does; it must be recorded."""
-    statuses: list[int] = []
-
-    async def receive() -> Event:
-        return {"type": "http.request", "body": _BODY, "more_body": False}
-
-    async def send(event: Event) -> None:
-        if event["type"] == "http.response.start":
-            statuses.append(event["status"])
-
-    await application(_SCOPE, receive, send)
-    assert statuses == [_CREATED], f"a submit was answered with {statuses}"
 
 
 def _cpu_ns_of(work: Callable[[], None]) -> int:
