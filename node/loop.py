@@ -86,18 +86,27 @@ class MemberLoop:
         self._obstacle_seen: str | None = None
         self._pump_scheduled = False
         self._running = False
+        self._worst_stall_s = 0.0
 
     @property
     def applied_index(self) -> int:
         """The last index whose transactions this member answers for."""
         return self._replica.applied_index
 
+    def take_worst_stall_us(self) -> int:
+        """By how much the latest tick since the last call came late, in microseconds.
+
+        So much of a stall of this loop is seen as outlasts the time to the next tick.
+        """
+        worst_s, self._worst_stall_s = self._worst_stall_s, 0.0
+        return int(worst_s * 1_000_000)
+
     def start(self, send: Callable[[MemberId, Lane, bytes], bool]) -> None:
         """Begins to take part; `send` never waits, and False from it is a lost message."""
         self._loop = asyncio.get_running_loop()
         self._send = send
         self._running = True
-        self._ticked = self._loop.time()
+        self._ticked = self._tick_due = self._loop.time()
         self._tick()
 
     def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
@@ -216,9 +225,12 @@ class MemberLoop:
         now = self._loop.time()
         is_late = now - self._ticked > STALL_TICKS * self._tick_s
         self._ticked = now
+        self._worst_stall_s = max(self._worst_stall_s, now - self._tick_due)
         if is_late:
+            self._tick_due = now
             self._loop.call_soon(self._loop.call_soon, self._tick)
         else:
+            self._tick_due = now + self._tick_s
             self._loop.call_later(self._tick_s, self._tick)
             self._pump()
 

@@ -340,7 +340,7 @@ class Node:
     def metrics(self) -> dict[str, int]:
         """Counters and gauges by name, as plain numbers."""
         checkpointer = self._checkpointer
-        return node_metrics(self._replica, self._loop.dropped, self._transport.counters) | {
+        return node_metrics(self._replica, self._loop, self._transport.counters) | {
             "indexed_index": self._index.applied_index,
             "checkpointed_index": checkpointer.checkpointed_index if checkpointer else -1,
             "alarms": len(self.alarms),
