@@ -12,7 +12,6 @@ import asyncio
 import base64
 import contextlib
 import functools
-import os
 import re
 import shutil
 import struct
@@ -23,16 +22,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
+from cluster.bench.errors import BenchError
+from cluster.bench.failover import TUNED_ELECTION_MS, TUNED_HEARTBEAT_MS
 from cluster.bench.figures import Measure, Subject, Workload
 from tools.bench.loads import Load, h2load, latencies, throughput, with_cpu, wrk
 from tools.bench.peer import (
     BATCH_CLIENTS,
     CONTENT,
-    TUNED_HEARTBEAT_MS,
     Effort,
     Peer,
-    PeerError,
     Reading,
+    Step,
     Steps,
 )
 from tools.bench.servers import (
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 NAME: Final = "etcd"
 TRANSACTION_PUTS: Final = 100
 """What etcd recommends for one transaction; it refuses more than 128 without being told."""
-ELECTION_HEARTBEATS: Final = 6
 MEMBERS: Final = ("m1", "m2", "m3")
 KEY_DIGITS: Final = 16
 PUT_SCRIPT: Final = """
@@ -104,7 +103,8 @@ class Members:
         ]
         if self._heartbeat_ms is not None:
             command += ["--heartbeat-interval", str(self._heartbeat_ms)]
-            command += ["--election-timeout", str(ELECTION_HEARTBEATS * self._heartbeat_ms)]
+            # Drawn from this time to twice as long, as this ledger's is.
+            command += ["--election-timeout", str(TUNED_ELECTION_MS[0])]
         self.servers[name] = await Server.start(name, command, folder=self._folder)
 
     async def leader(self) -> str | None:
@@ -129,7 +129,7 @@ class Members:
         await wait_until(is_led, self.servers.values(), what="all three members follow one leader")
         leader = await self.leader()
         if leader is None:
-            raise PeerError("the leader was lost as soon as it was elected")
+            raise BenchError("the leader was lost as soon as it was elected")
         return leader
 
     async def call(self, url: str, path: str, body: object) -> dict[str, Any]:
@@ -162,6 +162,7 @@ class Etcd:
         self._leader = leader
         self._url = members.urls[leader]
         self._keys = count(1)
+        self._runs = count(1)
         for name, script in (("put.lua", PUT_SCRIPT), ("range.lua", RANGE_SCRIPT)):
             (folder / name).write_text(script, encoding="utf-8")
         (folder / "put").write_bytes(frame(put_request(b"one key", CONTENT.encode())))
@@ -169,19 +170,19 @@ class Etcd:
 
     def steps(self) -> Steps:
         """What can be measured, in a good order."""
-        steps = {
-            Workload.MEMORY: self._memory,
+        steps: dict[Workload, Step] = {
             Workload.SEQUENTIAL: self._sequential,
             Workload.SINGLE_64: self._single_64,
             Workload.SINGLE_256: self._single_256,
             Workload.READ_64: functools.partial(self._read, is_local=False),
             Workload.LOCAL_READ_64: functools.partial(self._read, is_local=True),
+            Workload.PORT_SEQUENTIAL: self._grpc_sequential,
+            Workload.PORT_64: functools.partial(self._grpc, 64),
+            Workload.PORT_256: functools.partial(self._grpc, 256),
+            Workload.BATCHED: self._batched,
         }
-        if shutil.which("h2load"):
-            steps[Workload.PORT_SEQUENTIAL] = self._grpc_sequential
-            steps[Workload.PORT_64] = functools.partial(self._grpc, 64)
-            steps[Workload.PORT_256] = functools.partial(self._grpc, 256)
-            steps[Workload.BATCHED] = self._batched
+        if self._effort.records:
+            steps = {Workload.MEMORY: self._memory, **steps}
         if self._effort.failovers:
             steps[Workload.FAILOVER] = functools.partial(failovers, self._members, self._effort)
             steps[Workload.FAILOVER_TUNED] = self._tuned
@@ -221,17 +222,19 @@ class Etcd:
         return throughput(load)
 
     async def _posted(self, method: str, name: str, clients: int) -> Load:
+        if shutil.which("h2load") is None:
+            raise BenchError("h2load is missing: install Debian's package nghttp2-client")
         before = await self._revision()
         load = await h2load(
             f"{self._url}/etcdserverpb.KV/{method}",
             self._folder / name,
             clients=clients,
             seconds=self._effort.seconds,
-            log=self._folder / "h2load.tsv",
+            log=self._folder / f"h2load{next(self._runs)}.tsv",
         )
         written = await self._revision() - before
         if written < load.count:
-            raise PeerError(f"gRPC: {load.count} requests answered, {written} of them written")
+            raise BenchError(f"gRPC: {load.count} requests answered, {written} of them written")
         return load
 
     async def _revision(self) -> int:
@@ -274,7 +277,7 @@ class Etcd:
         async with started(folder, heartbeat_ms=TUNED_HEARTBEAT_MS) as (members, _):
             note = (
                 f"heartbeat {TUNED_HEARTBEAT_MS} ms, "
-                f"election timeout {ELECTION_HEARTBEATS * TUNED_HEARTBEAT_MS} ms"
+                f"election timeout {TUNED_ELECTION_MS[0]} to {TUNED_ELECTION_MS[1]} ms"
             )
             readings = await failovers(members, self._effort)
             return [reading._replace(note=note) for reading in readings]
@@ -296,7 +299,7 @@ async def failovers(members: Members, effort: Effort) -> list[Reading]:
             return True
 
         if not await attempt():
-            raise PeerError("a follower does not take a put before the leader is killed")
+            raise BenchError("a follower does not take a put before the leader is killed")
         await members.servers[leader].kill()
         times_ms.append(await first_acknowledged(attempt))
         await members.start(leader)
@@ -354,7 +357,9 @@ def _varint(value: int) -> bytes:
 
 def subject() -> Subject:
     """What is measured."""
-    output = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=False)
+    output = subprocess.run(
+        [str(shutil.which("etcd")), "--version"], capture_output=True, text=True, check=False
+    )
     found = re.search(r"etcd Version: (\S+)", output.stdout)
     return Subject(
         name=NAME,

@@ -13,15 +13,17 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from cluster.bench.errors import BenchError
 from cluster.bench.figures import Measure
-from tools.bench.peer import PeerError, Reading
+from cluster.bench.timings import percentile
+from cluster.bench.wrk import parse_output
+from tools.bench.peer import Reading
 from tools.bench.servers import Server, cpu_ms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
     from pathlib import Path
 
-UNITS_MS: Final = {"us": 0.001, "ms": 1.0, "s": 1_000.0, "m": 60_000.0}
 _LOG_FIELDS: Final = 3
 _CONNECTED_IN_A_SECOND: Final = 100
 
@@ -64,15 +66,10 @@ async def with_cpu(
 def summary(times_ms: Sequence[float], seconds: float) -> Load:
     """The load of which these are all requests' times."""
     if not times_ms:
-        raise PeerError("no request was answered")
+        raise BenchError("no request was answered")
     ordered = sorted(times_ms)
     count = len(ordered)
-    return Load(count, count / seconds, percentile(ordered, 50), percentile(ordered, 99))
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The smallest of the sorted values that so many percent do not exceed."""
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+    return Load(count, count / seconds, percentile(ordered, 0.5), percentile(ordered, 0.99))
 
 
 async def wrk(
@@ -80,37 +77,26 @@ async def wrk(
 ) -> Load:
     """Load one address with the requests of a script, which may read `environment`."""
     command = ("wrk", "-t1", f"-c{clients}", f"-d{seconds}", "--timeout", "30s", "--latency")
-    return parse_wrk(await output_of(*command, "-s", str(script), url, environment=environment))
-
-
-def parse_wrk(output: str) -> Load:
-    """Read what wrk printed. Raises PeerError where an answer was an error."""
-    if "Non-2xx" in output or "Socket errors" in output:
-        raise PeerError(f"wrk: {' | '.join(output.split(chr(10))[-5:])}")
-    return Load(
-        count=int(_found(r"(\d+) requests in", output)[0]),
-        per_s=float(_found(r"Requests/sec:\s+([\d.]+)", output)[0]),
-        p50_ms=_latency_ms("50", output),
-        p99_ms=_latency_ms("99", output),
-    )
+    output = await output_of(*command, "-s", str(script), url, environment=environment)
+    found = parse_output(output)
+    return Load(found.requests, found.per_s, found.p50_ms, found.p99_ms)
 
 
 async def h2load(url: str, frame: Path, *, clients: int, seconds: int, log: Path) -> Load:
     """POST a gRPC frame again and again; what the answers' trailers say is not looked at."""
-    log.unlink(missing_ok=True)
     output = await output_of(
         *("h2load", "-D", str(seconds), "-c", str(clients), "-m", "1", "-d", str(frame)),
         *("-H", "content-type: application/grpc", "-H", "te: trailers"),
         *("--log-file", str(log), url),
     )
-    return parse_h2load(output, log.read_text(encoding="ascii"), seconds=seconds)
+    return parse_h2load(output, _text_of(log), seconds=seconds)
 
 
 def parse_h2load(output: str, log: str, *, seconds: int) -> Load:
-    """Read what h2load printed and logged. Raises PeerError where a request failed."""
+    """Read what h2load printed and logged. Raises BenchError where a request failed."""
     failed, errored = _found(r"requests: .* (\d+) failed, (\d+) errored", output)
     if (failed, errored) != ("0", "0"):
-        raise PeerError(f"h2load: {failed} requests failed, {errored} of them without an answer")
+        raise BenchError(f"h2load: {failed} requests failed, {errored} of them without an answer")
     rows = [line.split("\t") for line in log.splitlines()]
     return summary([int(row[2]) / 1_000 for row in rows if row[1] == "200"], seconds)
 
@@ -129,14 +115,13 @@ async def pgbench(
         *(str(program), "-n", "-M", "prepared", "-c", str(clients), "-T", str(length_s)),
         *("-f", str(script), "-l", f"--log-prefix={prefix}", dsn),
     )
-    logs = [path.read_text(encoding="ascii") for path in folder.glob(f"{prefix.name}.*")]
-    return parse_pgbench(output, "".join(logs))
+    return parse_pgbench(output, "".join(map(_text_of, _logs_of(prefix))))
 
 
 def parse_pgbench(output: str, log: str) -> Load:
-    """Read what pgbench printed and logged. Raises PeerError where a transaction failed."""
+    """Read what pgbench printed and logged. Raises BenchError where a transaction failed."""
     if int(_found(r"number of failed transactions: (\d+)", output)[0]):
-        raise PeerError(f"pgbench: {' | '.join(output.splitlines()[-5:])}")
+        raise BenchError(f"pgbench: {' | '.join(output.splitlines()[-5:])}")
     rows = [line.split() for line in log.splitlines()]
     times_ms = [int(row[2]) / 1_000 for row in rows if len(row) >= _LOG_FIELDS]
     per_s = float(_found(r"tps = ([\d.]+)", output)[0])
@@ -144,18 +129,18 @@ def parse_pgbench(output: str, log: str) -> Load:
 
 
 def parse_answer(answer: str) -> Load:
-    """Read a node program's own answer: `COUNT ELAPSED_US P50_US P99_US`. Raises PeerError."""
+    """Read a node program's own answer: `COUNT ELAPSED_US P50_US P99_US`. Raises BenchError."""
     try:
         count, elapsed_us, p50_us, p99_us = map(int, answer.split())
     except ValueError:
-        raise PeerError(f"a node answered: {answer[:200]}") from None
+        raise BenchError(f"a node answered: {answer[:200]}") from None
     if not count:
-        raise PeerError("no request was answered")
+        raise BenchError("no request was answered")
     return Load(count, count / elapsed_us * 1_000_000, p50_us / 1_000, p99_us / 1_000)
 
 
 async def output_of(*command: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a program prints. Raises PeerError, with its last line, where it fails."""
+    """What a program prints. Raises BenchError, with its last line, where it fails."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -171,17 +156,21 @@ async def output_of(*command: str, environment: Mapping[str, str] | None = None)
         raise
     if process.returncode != 0:
         words = " | ".join((errors or output).decode(errors="replace").splitlines()[-2:])
-        raise PeerError(f"{command[0].rpartition('/')[2]}: {words}")
+        raise BenchError(f"{command[0].rpartition('/')[2]}: {words}")
     return output.decode()
+
+
+def _logs_of(prefix: Path) -> list[Path]:
+    """What pgbench logged: a file for each of its threads."""
+    return list(prefix.parent.glob(f"{prefix.name}.*"))
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="ascii")
 
 
 def _found(pattern: str, text: str) -> tuple[str, ...]:
     match = re.search(pattern, text)
     if match is None:
-        raise PeerError(f"no {pattern!r} in: {' | '.join(text.splitlines()[-5:])}")
+        raise BenchError(f"no {pattern!r} in: {' | '.join(text.splitlines()[-5:])}")
     return match.groups()
-
-
-def _latency_ms(percent: str, output: str) -> float:
-    number, unit = _found(rf"{percent}%\s+([\d.]+)(us|ms|s|m)", output)
-    return float(number) * UNITS_MS[unit]

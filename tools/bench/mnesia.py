@@ -19,9 +19,11 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cluster.bench.errors import BenchError
 from cluster.bench.figures import Measure, Subject, Workload
+from cluster.bench.stage import BATCH
 from tools.bench.loads import Load, latencies, output_of, parse_answer, throughput, with_cpu
-from tools.bench.peer import BATCH, BATCH_CLIENTS, CONTENT, Effort, Peer, PeerError, Reading, Steps
+from tools.bench.peer import BATCH_CLIENTS, CONTENT, Effort, Peer, Reading, Step, Steps
 from tools.bench.servers import HOST, Server, free_ports, memory_mib
 
 if TYPE_CHECKING:
@@ -49,8 +51,7 @@ class Mnesia:
 
     def steps(self) -> Steps:
         """What can be measured, in a good order."""
-        return {
-            Workload.MEMORY: self._memory,
+        steps: dict[Workload, Step] = {
             Workload.SEQUENTIAL: self._sequential,
             Workload.SINGLE_64: self._single_64,
             Workload.SINGLE_256: self._single_256,
@@ -58,6 +59,9 @@ class Mnesia:
             Workload.READ_64: functools.partial(self._read, "transaction"),
             Workload.LOCAL_READ_64: functools.partial(self._read, "dirty"),
         }
+        if self._effort.records:
+            steps = {Workload.MEMORY: self._memory, **steps}
+        return steps
 
     async def _write(self, clients: int, batch: int = 1) -> Load:
         return await self._load(f"write {self._kind} {clients} {self._effort.seconds} {batch}")
@@ -112,7 +116,7 @@ async def running(folder: Path, effort: Effort, *, kind: str) -> AsyncIterator[S
             await server.ask("ping")
         answer = await servers[0].ask(f"make {' '.join(NODES)}")
         if answer != "made":
-            raise PeerError(f"mnesia: {answer}")
+            raise BenchError(f"mnesia: {answer}")
         yield Mnesia(servers, effort, kind=kind).steps()
 
 
@@ -147,7 +151,7 @@ def is_installed() -> bool:
 
 @functools.cache
 def _version() -> str | None:
-    command = ["erl", "-noinput", "-boot", "start_clean", "-eval", _VERSION]
+    command = [_path("erl"), "-noinput", "-boot", "start_clean", "-eval", _VERSION]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     return ended.stdout if re.fullmatch(r"[\d.]+", ended.stdout) else None
 

@@ -8,32 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cluster.bench.figures import Measure, Subject, Workload
+from cluster.bench.stage import transaction
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from cluster.bench.figures import Measure, Subject, Workload
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 """The checkout: node programs of ours are started from here."""
 
-TRANSACTION: Final = {
-    "user_id": "user-4711",
-    "kind": "deposit",
-    "payload": {"amount": 12_345, "currency": "EUR", "memo": "benchmark transaction"},
-}
-"""What every subject is given to keep, as often as it can."""
+CONTENT: Final = json.dumps(transaction())
+"""What every subject is given to keep, as often as it can: what this ledger is given."""
 
-CONTENT: Final = json.dumps(TRANSACTION)
-BATCH: Final = 1_000
 BATCH_CLIENTS: Final = 8
-TUNED_HEARTBEAT_MS: Final = 20
-"""For failover with tuned timeouts; an election then begins after 6 to 12 heartbeats."""
-
-
-class PeerError(RuntimeError):
-    """A peer could not be started or measured; the text is one line for a person."""
 
 
 class Reading(NamedTuple):
@@ -53,11 +45,11 @@ class Effort:
     failovers: int
     """How many leaders are killed; 0 leaves the failover out."""
     records: int
-    """How many transactions are kept before the memory is read."""
+    """How many transactions are kept before the memory is read; 0 leaves it out."""
 
 
 Step = Callable[[], Awaitable[list[Reading]]]
-Steps = Mapping[Workload, Step]
+Steps = Mapping["Workload", Step]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +61,6 @@ class Peer:
     """How a person gets it, such as "install Debian's package etcd-server"."""
     is_installed: Callable[[], bool]
     subject: Callable[[], Subject]
-    """Describes it; asks the installed program for its version. Raises PeerError."""
+    """Describes it; asks the installed program for its version. Raises BenchError."""
     running: Callable[[Path, Effort], AbstractAsyncContextManager[Steps]]
     """Starts it in an empty folder, hands out what can be measured, and ends all it started."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import json
 import os
 import signal
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from cluster import postgres_child
+from cluster.bench.errors import BenchError
 from cluster.bench.figures import Measure, Subject, Workload
+from cluster.bench.stage import BATCH, USER, transaction
 from cluster.postgres_programs import (
     POSTGRES_MAJOR,
     Account,
@@ -33,14 +36,12 @@ from cluster.postgres_programs import (
 )
 from tools.bench.loads import Load, latencies, output_of, pgbench, summary, throughput, with_cpu
 from tools.bench.peer import (
-    BATCH,
     BATCH_CLIENTS,
     CONTENT,
-    TRANSACTION,
     Effort,
     Peer,
-    PeerError,
     Reading,
+    Step,
     Steps,
 )
 from tools.bench.servers import HOST, Server, free_ports, memory_mib, wait_until
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 ONE: Final = "PostgreSQL, one node"
 THREE: Final = "PostgreSQL, three nodes"
-USER: Final = str(TRANSACTION["user_id"])
 SCHEMA: Final = """
 CREATE TABLE ledger (
     id uuid PRIMARY KEY DEFAULT uuidv7(), user_id text NOT NULL, kind text NOT NULL,
@@ -59,7 +59,7 @@ CREATE TABLE ledger (
 CREATE INDEX ON ledger (user_id, id);
 """
 INSERT: Final = (
-    "INSERT INTO ledger (user_id, kind, payload) "
+    "INSERT INTO ledger (user_id, kind, payload) "  # noqa: S608 - all of it is our own
     f"VALUES ('{USER}', 'deposit', '{CONTENT}'::jsonb->'payload');\n"
 )
 COPY: Final = "COPY ledger (user_id, kind, payload) FROM STDIN"
@@ -78,10 +78,10 @@ SETTINGS: Final = {
 DATA: Final = "/proc/self/cwd"
 """The folder a program is started in; its account may be barred from a folder above it."""
 _CLIENT_ENVIRONMENT: Final = {"LC_ALL": "C"}
-_ROWS: Final = "".join(
-    f'{USER}\tdeposit\t{{"amount": 12345, "currency": "EUR", "memo": "benchmark transaction"}}\n'
-    for _ in range(BATCH)
-).encode()
+_ROWS: Final = BATCH * (
+    "\t".join([USER, "deposit", json.dumps(transaction()["payload"])]).encode() + b"\n"
+)
+"""As COPY takes them; nothing in them needs escaping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +247,15 @@ class Postgres:
 
     def steps(self) -> Steps:
         """What can be measured, in a good order."""
-        steps = {
-            Workload.MEMORY: self._memory,
+        steps: dict[Workload, Step] = {
             Workload.SEQUENTIAL: self._sequential,
             Workload.SINGLE_64: self._single_64,
             Workload.SINGLE_256: self._single_256,
             Workload.BATCHED: self._batched,
             Workload.READ_64: functools.partial(self._read, self._database.primary),
         }
+        if self._effort.records:
+            steps = {Workload.MEMORY: self._memory, **steps}
         if len(self._database.nodes) > 1:
             steps[Workload.LOCAL_READ_64] = functools.partial(
                 self._read, self._database.nodes[-1], note="from a standby"
@@ -313,8 +314,9 @@ class Postgres:
             found = await connection.execute("SELECT id::text FROM ledger LIMIT 1")
             row = await found.fetchone()
         if row is None:
-            raise PeerError("there is no row to read")
-        load = await self._pgbench(node, f"SELECT * FROM ledger WHERE id = '{row[0]}';\n", 64)
+            raise BenchError("there is no row to read")
+        sql = f"SELECT * FROM ledger WHERE id = '{row[0]}';\n"  # noqa: S608 - the server's own id
+        load = await self._pgbench(node, sql, 64)
         return [Reading(Measure.PER_S, load.per_s, note)]
 
     async def _memory(self) -> list[Reading]:
@@ -342,7 +344,7 @@ async def running(folder: Path, effort: Effort, *, standbys: int) -> AsyncIterat
         account = account_for(folder / "node1", "nobody")
         run_folder = RunFolder.make(is_public=True) if account.is_other else None
     except PostgresError as error:
-        raise PeerError(str(error)) from error
+        raise BenchError(str(error)) from error
     try:
         programs = clients if run_folder is None else copy_programs(clients, run_folder.path)
         installation = Installation(programs, clients, account)

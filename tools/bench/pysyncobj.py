@@ -18,17 +18,18 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
+from cluster.bench.errors import BenchError
+from cluster.bench.failover import TUNED_ELECTION_MS, TUNED_HEARTBEAT_MS
 from cluster.bench.figures import Measure, Subject, Workload
+from cluster.bench.stage import BATCH
 from tools.bench import pysyncobj_node
 from tools.bench.loads import Load, latencies, parse_answer, throughput, with_cpu
 from tools.bench.peer import (
-    BATCH,
     BATCH_CLIENTS,
-    TUNED_HEARTBEAT_MS,
     Effort,
     Peer,
-    PeerError,
     Reading,
+    Step,
     Steps,
 )
 from tools.bench.servers import HOST, Server, free_ports, memory_mib, wait_until
@@ -40,9 +41,16 @@ if TYPE_CHECKING:
 SHIPPED: Final = "PySyncObj, as shipped"
 QUICK: Final = "PySyncObj, appendEntriesUseBatch off"
 UNBATCHED: Final = ("--unbatched",)
-TUNED: Final = (*UNBATCHED, "--heartbeat-ms", str(TUNED_HEARTBEAT_MS), "--tick-ms", "10")
+TUNED: Final = (
+    *(*UNBATCHED, "--tick-ms", "10", "--heartbeat-ms", str(TUNED_HEARTBEAT_MS)),
+    *("--election-ms", *map(str, TUNED_ELECTION_MS)),
+)
 NODES: Final = 3
 _CLIENTS_NOTE: Final = "clients within the leader"
+_TUNED_NOTE: Final = (
+    f"heartbeat {TUNED_HEARTBEAT_MS} ms, tick 10 ms, "
+    f"election timeout {TUNED_ELECTION_MS[0]} to {TUNED_ELECTION_MS[1]} ms"
+)
 
 
 class Nodes:
@@ -82,7 +90,7 @@ class Nodes:
         await wait_until(is_led, self.servers.values(), what="all three nodes follow one leader")
         leader = await self._leader()
         if leader is None:
-            raise PeerError("the leader was lost as soon as it was elected")
+            raise BenchError("the leader was lost as soon as it was elected")
         return leader
 
     async def end(self) -> None:
@@ -110,17 +118,18 @@ class PySyncObj:
 
     def steps(self, *, is_shipped: bool) -> Steps:
         """What can be measured, in a good order; failovers of it as it is shipped alone."""
-        steps = {
-            Workload.MEMORY: self._memory,
+        steps: dict[Workload, Step] = {
             Workload.SEQUENTIAL: self._sequential,
             Workload.SINGLE_64: self._single_64,
             Workload.SINGLE_256: self._single_256,
             Workload.BATCHED: self._batched,
         }
+        if self._effort.records:
+            steps = {Workload.MEMORY: self._memory, **steps}
         if is_shipped and self._effort.failovers:
             steps[Workload.FAILOVER] = functools.partial(self._failover, ())
             steps[Workload.FAILOVER_TUNED] = functools.partial(
-                self._failover, TUNED, note=f"heartbeat {TUNED_HEARTBEAT_MS} ms, tick 10 ms"
+                self._failover, TUNED, note=_TUNED_NOTE
             )
         return steps
 
@@ -181,7 +190,7 @@ async def _put(server: Server) -> float:
     started = time.perf_counter()
     answer = await server.ask("put")
     if answer != "acknowledged":
-        raise PeerError(f"a write was {answer}")
+        raise BenchError(f"a write was {answer}")
     return 1_000 * (time.perf_counter() - started)
 
 

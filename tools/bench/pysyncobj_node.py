@@ -15,19 +15,40 @@ import json
 import sys
 import threading
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from tools.bench.loads import percentile
+from cluster.bench.timings import percentile
 from tools.bench.peer import CONTENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 ATTEMPT_EVERY_S: Final = 0.02
 GIVE_UP_S: Final = 30.0
 
 
+class ReplicatedList(Protocol):
+    """What of the library's list is used."""
+
+    def extend(
+        self, other: list[object], *, callback: Callable[[object, int | None], None]
+    ) -> None:
+        """Append them all, and tell when that is committed, or the reason why it is not."""
+        ...
+
+
+class Node(Protocol):
+    """What of the library's node is used."""
+
+    def getStatus(self) -> Mapping[str, object]:  # noqa: N802 - the library's name
+        """How it is."""
+        ...
+
+
 class Clients:
     """So many clients, each of which calls again when it has its answer."""
 
-    def __init__(self, ledger: Any, *, count: int, batch: int) -> None:
+    def __init__(self, ledger: ReplicatedList, *, count: int, batch: int) -> None:
         """Each call appends `batch` transactions to `ledger`."""
         self._ledger = ledger
         # Read one by one, since pickle writes an object only once that comes many times.
@@ -37,7 +58,7 @@ class Clients:
         self._open = threading.Semaphore(0)
         self._until = 0.0
         self._calls_left: int | None = None
-        self._failures: set[int] = set()
+        self._failures: set[int | None] = set()
         self.times_us: list[float] = []
 
     def run(self, *, seconds: float, calls: int | None = None) -> float:
@@ -61,7 +82,7 @@ class Clients:
         if self._calls_left is not None:
             self._calls_left -= 1
 
-        def answered(_: object, reason: int) -> None:
+        def answered(_: object, reason: int | None) -> None:
             if reason == self._success:
                 self.times_us.append(1_000_000 * (time.perf_counter() - begun))
             else:
@@ -71,24 +92,24 @@ class Clients:
         self._ledger.extend(self._batch, callback=answered)
 
 
-def load(ledger: Any, clients: int, seconds: int, batch: int) -> str:
+def load(ledger: ReplicatedList, clients: int, seconds: int, batch: int) -> str:
     """Load the node for so long."""
     load = Clients(ledger, count=clients, batch=batch)
     elapsed_s = load.run(seconds=seconds)
     ordered = sorted(load.times_us)
     numbers = (
         *(len(ordered), 1_000_000 * elapsed_s),
-        *(percentile(ordered, percent) for percent in (50, 99)),
+        *(percentile(ordered, fraction) for fraction in (0.5, 0.99)),
     )
     return " ".join(str(round(number)) for number in numbers)
 
 
-def put(ledger: Any) -> str:
+def put(ledger: ReplicatedList) -> str:
     """Write every 20 ms until the first write is acknowledged."""
     success = importlib.import_module("pysyncobj").FAIL_REASON.SUCCESS
     acknowledged = threading.Event()
 
-    def answered(_: object, reason: int) -> None:
+    def answered(_: object, reason: int | None) -> None:
         if reason == success:
             acknowledged.set()
 
@@ -100,7 +121,7 @@ def put(ledger: Any) -> str:
     return "given up"
 
 
-def answer(node: Any, ledger: Any, words: list[str]) -> str:
+def answer(node: Node, ledger: ReplicatedList, words: list[str]) -> str:
     """Do one command."""
     match words:
         case ["status"]:
@@ -108,7 +129,7 @@ def answer(node: Any, ledger: Any, words: list[str]) -> str:
             connected = [
                 value for key, value in status.items() if key.startswith("partner_node_status")
             ]
-            return f"{status['leader']} {sum(each > 0 for each in connected)}"
+            return f"{status['leader']} {len([each for each in connected if each])}"
         case ["load", clients, seconds, batch]:
             return load(ledger, int(clients), int(seconds), int(batch))
         case ["fill", count, batch]:
@@ -127,6 +148,7 @@ def main() -> None:
     parser.add_argument("others", nargs="+")
     parser.add_argument("--journal", required=True)
     parser.add_argument("--heartbeat-ms", type=int)
+    parser.add_argument("--election-ms", type=int, nargs=2)
     parser.add_argument("--tick-ms", type=int, default=50)
     parser.add_argument("--unbatched", action="store_true")
     arguments = parser.parse_args()
@@ -139,9 +161,9 @@ def main() -> None:
         "connectionRetryTime": 0.2,
     }
     if arguments.heartbeat_ms is not None:
-        heartbeat_s = arguments.heartbeat_ms / 1_000
-        settings["appendEntriesPeriod"] = heartbeat_s
-        settings["raftMinTimeout"], settings["raftMaxTimeout"] = 6 * heartbeat_s, 12 * heartbeat_s
+        settings["appendEntriesPeriod"] = arguments.heartbeat_ms / 1_000
+        low_ms, high_ms = arguments.election_ms
+        settings["raftMinTimeout"], settings["raftMaxTimeout"] = low_ms / 1_000, high_ms / 1_000
     ledger = importlib.import_module("pysyncobj.batteries").ReplList()
     node = library.SyncObj(
         arguments.address,

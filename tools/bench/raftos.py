@@ -19,9 +19,11 @@ import sys
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.bench.errors import BenchError
 from cluster.bench.figures import Measure, Subject, Workload
+from cluster.bench.stage import transaction
 from tools.bench.loads import latencies, summary
-from tools.bench.peer import ROOT, TRANSACTION, Effort, Peer, PeerError, Reading, Steps
+from tools.bench.peer import ROOT, Effort, Peer, Reading, Step, Steps
 from tools.bench.servers import HOST, Server, free_ports, memory_mib, wait_until
 
 if TYPE_CHECKING:
@@ -77,7 +79,9 @@ class Nodes:
     async def write(self, address: str) -> bool:
         """Write a transaction through a node; False where that one does not lead."""
         name = f"t{next(self._names)}"
-        answer = await self._ask(self.servers[address], do="update", name=name, values=TRANSACTION)
+        answer = await self._ask(
+            self.servers[address], do="update", name=name, values=transaction()
+        )
         return "updated" in answer
 
     async def kill(self, address: str) -> None:
@@ -88,7 +92,9 @@ class Nodes:
         try:
             answer = await asyncio.wait_for(server.ask(json.dumps(command)), DEADLINE_S)
         except TimeoutError:
-            raise PeerError(f"raftos: no answer to {command['do']!r} in {DEADLINE_S:g} s") from None
+            raise BenchError(
+                f"raftos: no answer to {command['do']!r} in {DEADLINE_S:g} s"
+            ) from None
         found: dict[str, Any] = json.loads(answer)
         return found
 
@@ -112,7 +118,7 @@ async def sequential(nodes: Nodes, effort: Effort) -> list[Reading]:
     times_ms = []
     while (begun := loop.time()) < started + effort.seconds:
         if not await nodes.write(leader):
-            raise PeerError("raftos: the leader was deposed in the middle of a run")
+            raise BenchError("raftos: the leader was deposed in the middle of a run")
         times_ms.append(1_000 * (loop.time() - begun))
     return latencies(summary(times_ms, loop.time() - started))
 
@@ -131,11 +137,11 @@ async def failover(folder: Path, effort: Effort) -> list[Reading]:
         place.mkdir()
         async with started(place) as nodes:
             leader = await nodes.agreed_leader()
-            with contextlib.suppress(PeerError):  # counted by its absence
+            with contextlib.suppress(BenchError):  # counted by its absence
                 times_ms.append(await _fail_over(nodes, leader))
     lost = effort.failovers - len(times_ms)
     if not times_ms:
-        raise PeerError(f"raftos: none of {lost} clusters took a write after its leader's death")
+        raise BenchError(f"raftos: none of {lost} clusters took a write after its leader's death")
     note = "heartbeat 150 ms instead of its 300, nothing written before"
     if lost:
         note += f"; {lost} of {effort.failovers} clusters never took a write again"
@@ -154,7 +160,7 @@ async def _fail_over(nodes: Nodes, leader: str) -> float:
             if await nodes.write(address):
                 return 1_000 * (loop.time() - started)
         await asyncio.sleep(RETRY_S)
-    raise PeerError(f"raftos: no survivor took a write within {DEADLINE_S:g} s")
+    raise BenchError(f"raftos: no survivor took a write within {DEADLINE_S:g} s")
 
 
 @contextlib.asynccontextmanager
@@ -162,10 +168,11 @@ async def running(folder: Path, effort: Effort) -> AsyncIterator[Steps]:
     """Three fresh nodes, and what can be measured on them."""
     async with started(folder) as nodes:
         await nodes.agreed_leader()
-        steps = {
-            Workload.MEMORY: functools.partial(memory, nodes),
+        steps: dict[Workload, Step] = {
             Workload.SEQUENTIAL: functools.partial(sequential, nodes, effort),
         }
+        if effort.records:
+            steps = {Workload.MEMORY: functools.partial(memory, nodes), **steps}
         if effort.failovers:
             steps[Workload.FAILOVER] = functools.partial(failover, folder, effort)
         yield steps

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import socket
 import sys
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from cluster import child
+from cluster.bench.errors import BenchError
+from cluster.bench.processes import own_memory_mib, with_children
 from cluster.process import describe_exit, last_lines
-from tools.bench.peer import ROOT, PeerError
+from tools.bench.peer import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -29,7 +30,6 @@ ATTEMPT_EVERY_S: Final = 0.02
 FAILOVER_DEADLINE_S: Final = 30.0
 ASK_TIMEOUT_S: Final = 120.0
 _TICK_MS: Final = 1_000 / os.sysconf("SC_CLK_TCK")
-_STAT_PARENT: Final = 1
 _STAT_TIMES: Final = slice(11, 15)
 """After the name in /proc/PID/stat: own user and system time, and those of ended children."""
 
@@ -79,13 +79,13 @@ class Server:
         return self._process.pid
 
     def check(self) -> None:
-        """Raise PeerError, with the last words of its log, where it has ended."""
+        """Raise BenchError, with the last words of its log, where it has ended."""
         if self._process.returncode is not None:
             words = " | ".join(last_lines(self._log, 3))
-            raise PeerError(f"{self.name} {describe_exit(self._process.returncode)}: {words}")
+            raise BenchError(f"{self.name} {describe_exit(self._process.returncode)}: {words}")
 
     async def ask(self, line: str) -> str:
-        """Say a line, wait for the answer. Raises PeerError where it ends or stays silent."""
+        """Say a line, wait for the answer. Raises BenchError where it ends or stays silent."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -93,7 +93,7 @@ class Server:
             await self._process.stdin.drain()
             answer = await asyncio.wait_for(self._process.stdout.readline(), ASK_TIMEOUT_S)
         except TimeoutError:
-            raise PeerError(f"{self.name} did not answer {line!r}") from None
+            raise BenchError(f"{self.name} did not answer {line!r}") from None
         except ConnectionError:
             answer = b""
         if not answer:
@@ -119,13 +119,13 @@ async def wait_until(
     what: str,
     timeout_s: float = 30.0,
 ) -> None:
-    """Poll until it is so. Raises PeerError after `timeout_s`, or where one of `servers` ended."""
+    """Poll until it is so. Raises BenchError after `timeout_s`, or where one of `servers` ended."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while not await is_so():
         for server in servers:
             server.check()
         if asyncio.get_running_loop().time() > deadline:
-            raise PeerError(f"{what}: not after {timeout_s:g} s")
+            raise BenchError(f"{what}: not after {timeout_s:g} s")
         await asyncio.sleep(POLL_S)
 
 
@@ -133,7 +133,7 @@ async def first_acknowledged(attempt: Callable[[], Awaitable[bool]]) -> float:
     """Milliseconds until an attempt at a write is acknowledged, a new one begun every 20 ms.
 
     Whatever a server does with a request that got lost, it so costs 20 ms at most. Raises
-    PeerError where none is acknowledged in time.
+    BenchError where none is acknowledged in time.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -144,7 +144,7 @@ async def first_acknowledged(attempt: Callable[[], Awaitable[bool]]) -> float:
             done, attempts = await asyncio.wait(
                 attempts, timeout=ATTEMPT_EVERY_S, return_when=asyncio.FIRST_COMPLETED
             )
-            if any([each.result() for each in done]):
+            if any(each.result() for each in done):
                 return 1_000 * (loop.time() - started)
             if done:
                 await asyncio.sleep(ATTEMPT_EVERY_S)
@@ -152,7 +152,7 @@ async def first_acknowledged(attempt: Callable[[], Awaitable[bool]]) -> float:
         for each in attempts:
             each.cancel()
         await asyncio.gather(*attempts, return_exceptions=True)
-    raise PeerError(f"no write was acknowledged within {FAILOVER_DEADLINE_S:g} s")
+    raise BenchError(f"no write was acknowledged within {FAILOVER_DEADLINE_S:g} s")
 
 
 def free_ports(count: int) -> list[int]:
@@ -165,37 +165,21 @@ def free_ports(count: int) -> list[int]:
 
 
 def cpu_ms(servers: Iterable[Server]) -> float:
-    """CPU that the servers have used so far, with their children, living and ended."""
-    stats = _stats()
-    return sum(_ticks(pid, stats) for server in servers for pid in _tree(server.pid, stats))
+    """CPU that the servers have used so far, with their children, also those that have ended.
+
+    PostgreSQL has a process for each connection, which ends with it; so the sum of the living,
+    which serves elsewhere, would lose most of it.
+    """
+    return sum(_ticks_ms(pid) for pid in with_children(server.pid for server in servers))
 
 
 def memory_mib(server: Server) -> float:
     """Anonymous memory of a server and its children: no mapped files, no page cache."""
-    total_kib = 0
-    for pid in _tree(server.pid, _stats()):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-            found = re.search(r"RssAnon:\s+(\d+) kB", status)
-            total_kib += int(found[1]) if found else 0
-    return total_kib / 1024
+    return own_memory_mib(with_children([server.pid]))
 
 
-def _stats() -> dict[int, list[str]]:
-    """What /proc/PID/stat says after the name, of every process."""
-    stats = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-                stats[int(entry.name)] = stat.rpartition(")")[2].split()
-    return stats
-
-
-def _tree(root: int, stats: dict[int, list[str]]) -> list[int]:
-    children = [pid for pid, stat in stats.items() if int(stat[_STAT_PARENT]) == root]
-    return [root, *(pid for each in children for pid in _tree(each, stats))]
-
-
-def _ticks(pid: int, stats: dict[int, list[str]]) -> float:
-    return _TICK_MS * sum(map(int, stats[pid][_STAT_TIMES])) if pid in stats else 0.0
+def _ticks_ms(pid: int) -> float:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return _TICK_MS * sum(map(int, stat.rpartition(")")[2].split()[_STAT_TIMES]))
+    return 0.0
