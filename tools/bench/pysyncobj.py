@@ -214,7 +214,7 @@ def _subject(name: str) -> Subject:
     return Subject(
         name=name,
         version=importlib.metadata.version("pysyncobj"),
-        acknowledgement="in the memory of a majority of three processes, no fsync",
+        acknowledgement="in the page cache of a majority of three nodes, no fsync",
         is_durable=False,
     )
 

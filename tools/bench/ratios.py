@@ -27,8 +27,8 @@ STANDS_IN: Final = {
 """What the ledger answers over HTTP, where it has no figure for a peer's faster port."""
 
 CAVEATS: Final = (
-    "Failover is a process killed: its connections close at once, which this ledger takes as its",
-    "end, where peers wait for a timeout. A machine that falls silent costs this ledger an election",
+    "Failover: a process is killed, so its connections close at once. This ledger takes that for",
+    "its end, where peers wait for a timeout; a machine that falls silent costs it an election",
     "timeout as well.",
 )
 FONT: Final = 'font-family="sans-serif" font-size="12"'
