@@ -355,15 +355,19 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
+def find_version() -> str:
+    """What the installed program says."""
+    command = [str(shutil.which("etcd")), "--version"]
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"etcd Version: (\S+)", output)
+    return found[1] if found else "unknown"
+
+
 def subject() -> Subject:
     """What is measured."""
-    output = subprocess.run(
-        [str(shutil.which("etcd")), "--version"], capture_output=True, text=True, check=False
-    )
-    found = re.search(r"etcd Version: (\S+)", output.stdout)
     return Subject(
         name=NAME,
-        version=found[1] if found else "unknown",
+        version=find_version(),
         acknowledgement="on the disks of a majority of three members, fsynced",
         is_durable=True,
     )

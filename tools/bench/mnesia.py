@@ -146,11 +146,12 @@ def _path(program: str) -> str:
 
 def is_installed() -> bool:
     """Whether Erlang is there with Mnesia."""
-    return bool(shutil.which("erl") and shutil.which("erlc") and _version())
+    return bool(shutil.which("erl") and shutil.which("erlc") and find_version())
 
 
 @functools.cache
-def _version() -> str | None:
+def find_version() -> str | None:
+    """What the installed Mnesia says; None where there is none."""
     command = [_path("erl"), "-noinput", "-boot", "start_clean", "-eval", _VERSION]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     return ended.stdout if re.fullmatch(r"[\d.]+", ended.stdout) else None
@@ -159,7 +160,7 @@ def _version() -> str | None:
 def _subject(name: str, acknowledgement: str, *, is_durable: bool) -> Subject:
     return Subject(
         name=name,
-        version=_version() or "unknown",
+        version=find_version() or "unknown",
         acknowledgement=acknowledgement,
         is_durable=is_durable,
     )
