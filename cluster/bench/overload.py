@@ -58,8 +58,8 @@ async def measure_overload(stage: Stage, plan: Plan, book: Book) -> None:
 
 def make_point(shape: Shape, multiple: float, order: Order, report: Report) -> LoadPoint:
     """What a report says, as rates and shares of what was offered."""
-    lost = report.failed + report.unanswered
-    offered = report.accepted + report.refused + lost
+    offered = report.accepted + report.refused + report.failed + report.unanswered
+    whole = max(1, offered)
     return LoadPoint(
         subject=LEDGER,
         shape=shape.name,
@@ -68,8 +68,9 @@ def make_point(shape: Shape, multiple: float, order: Order, report: Report) -> L
         goodput_per_s=report.in_time / order.seconds,
         p50_ms=report.p50_ms,
         p99_ms=report.p99_ms,
-        refused_share=report.refused / offered if offered else 0.0,
-        lost_share=lost / offered if offered else 0.0,
+        refused_share=report.refused / whole,
+        failed_share=report.failed / whole,
+        unserved_share=report.unanswered / whole,
     )
 
 

@@ -49,8 +49,10 @@ class LoadPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     p99_ms: float | None
     refused_share: float
     """Answered 429."""
-    lost_share: float
-    """Answered with another error, or not at all."""
+    failed_share: float
+    """Answered with another error, or cut off."""
+    unserved_share: float
+    """Not answered in time, mostly for want of a connection that was free to send it."""
 
 
 class Skipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -31,12 +31,15 @@ from node.client_errors import LedgerClientError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from collections.abc import Set as AbstractSet
 
     from cluster.bench.plan import Plan
+    from cluster.bench.stage import Stage
     from cluster.bench.wrk import Wrk
 
 OURS: Final = frozenset(one for one in Workload if not one.name.startswith("PORT_"))
 """What this package measures."""
+_OTHER_SIZES: Final = {Workload.NODES_1: 1, Workload.NODES_5: 5}
 _LIMITS: Final = (
     Workload.FDATASYNC,
     Workload.LMDB_1,
@@ -45,18 +48,32 @@ _LIMITS: Final = (
     Workload.SHA256,
     Workload.HTTP_ECHO,
 )
-_OTHER_SIZES: Final = {Workload.NODES_1: 1, Workload.NODES_5: 5}
-_OTHER_CLUSTERS: Final = frozenset(
-    {
-        *_LIMITS,
-        *_OTHER_SIZES,
-        Workload.FAILOVER,
-        Workload.FAILOVER_TUNED,
-        Workload.CATCH_UP,
-        Workload.VERIFY,
-        Workload.CHECKPOINT,
-    }
+_ON_CLUSTERS_OF_THEIR_OWN: Final = (
+    {Workload.NODES_1},
+    {Workload.NODES_5},
+    {Workload.FAILOVER},
+    {Workload.FAILOVER_TUNED},
+    {Workload.CATCH_UP},
+    {Workload.VERIFY, Workload.CHECKPOINT},
 )
+"""Those that share a ledger stand together."""
+_ON_THREE_NODES: Final = (
+    {Workload.MEMORY},
+    {Workload.SEQUENTIAL},
+    {Workload.SEQUENTIAL_FOLLOWER},
+    {Workload.SINGLE_64},
+    {Workload.SINGLE_256},
+    {Workload.PAYLOAD_100},
+    {Workload.PAYLOAD_1K},
+    {Workload.PAYLOAD_16K},
+    {Workload.CLIENT_64},
+    {Workload.BATCHED, Workload.STALL},
+    {Workload.READ_64},
+    {Workload.LOCAL_READ_64},
+    {Workload.HISTORY},
+    {Workload.OVERLOAD},
+)
+"""In this order in one cluster, memory while it is young; those of one load stand together."""
 _EXPECTED: Final = (BenchError, ClusterError, LedgerClientError, OSError, TimeoutError)
 
 
@@ -67,8 +84,14 @@ async def measure(plan: Plan, *, report: Callable[[str], None]) -> Result:
         folder = Path(name)
         wrk = find_wrk(folder)
         machine = look_at_machine(folder)
-        for what, work in _works(folder, plan, book, wrk):
-            await _try(what, work, book)
+        for limit in _LIMITS:
+            part = _only(plan, {limit})
+            await _try(part, partial(measure_limits, folder, part, book, wrk), book)
+        part = _only(plan, set().union(*_ON_THREE_NODES))
+        await _try(part, partial(_measure_three, folder / "three", part, book, wrk), book)
+        for workloads in _ON_CLUSTERS_OF_THEIR_OWN:
+            part = _only(plan, workloads)
+            await _try(part, partial(_measure_alone, folder, part, book, wrk), book)
     if any(one.subject == LEDGER for one in book.figures):
         book.subjects.append(
             Subject(LEDGER, VERSION, "on the disks of a majority, fsynced", is_durable=True)
@@ -87,38 +110,22 @@ async def measure(plan: Plan, *, report: Callable[[str], None]) -> Result:
     )
 
 
-def _works(
-    folder: Path, plan: Plan, book: Book, wrk: Wrk | None
-) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-    """The parts of a run, each with a name for the case that it fails."""
-    limits = [
-        (one.value, partial(measure_limits, folder, _only(plan, one), book, wrk)) for one in _LIMITS
-    ]
-    sizes = [
-        (one.value, partial(_measure_size, folder, _only(plan, one), book, wrk))
-        for one in _OTHER_SIZES
-    ]
-    return [
-        *limits,
-        ("three nodes", partial(_measure_three, folder / "three", plan, book, wrk)),
-        *sizes,
-        ("failover", partial(measure_failovers, folder, plan, book)),
-        ("catch-up", partial(measure_catch_up, folder / "catch-up", plan, book)),
-        ("verification and checkpoint", partial(measure_archive, folder / "archive", plan, book)),
-    ]
+def _only(plan: Plan, workloads: AbstractSet[Workload]) -> Plan:
+    """The part of a plan that is some workloads."""
+    return replace(plan, workloads=plan.workloads & workloads)
 
 
-def _only(plan: Plan, workload: Workload) -> Plan:
-    """The part of a plan that is one workload."""
-    return replace(plan, workloads=plan.workloads & {workload})
-
-
-async def _try(what: str, work: Callable[[], Awaitable[None]], book: Book) -> None:
+async def _try(part: Plan, work: Callable[[], Awaitable[None]], book: Book) -> None:
+    """Measure a part of the plan, if there is any; note what it misses where it fails."""
+    if not part.workloads:
+        return
+    before = {one.workload for one in book.figures}
     try:
         await work()
     except* _EXPECTED as errors:
+        measured = {one.workload for one in book.figures} - before
         causes = "; ".join(f"{type(one).__name__}: {one}" for one in _leaves(errors))
-        book.skip(f"{what}, or the rest of it", causes)
+        book.skip(", ".join(sorted(part.workloads - measured)), causes)
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
@@ -129,18 +136,27 @@ def _leaves(group: BaseExceptionGroup[Exception]) -> list[BaseException]:
 
 
 async def _measure_three(folder: Path, plan: Plan, book: Book, wrk: Wrk | None) -> None:
-    """Everything that three nodes are measured in, memory first, while they are young."""
-    if plan.workloads & OURS <= _OTHER_CLUSTERS:
-        return
+    """Everything that is measured on one and the same cluster of three."""
     async with running(options_for(folder, nodes=3)) as stage:
-        await _try("memory", partial(measure_memory, stage, plan, book), book)
-        await _try("writes", partial(measure_writes, stage, plan, book, wrk), book)
-        await _try("reads", partial(measure_reads, stage, plan, book, wrk), book)
-        await _try("load beyond capacity", partial(measure_overload, stage, plan, book), book)
+        for workloads in _ON_THREE_NODES:
+            part = _only(plan, workloads)
+            await _try(part, partial(_measure_stage, stage, part, book, wrk), book)
 
 
-async def _measure_size(folder: Path, plan: Plan, book: Book, wrk: Wrk | None) -> None:
+async def _measure_stage(stage: Stage, plan: Plan, book: Book, wrk: Wrk | None) -> None:
+    """Each of these measures what the plan has of it."""
+    await measure_memory(stage, plan, book)
+    await measure_writes(stage, plan, book, wrk)
+    await measure_reads(stage, plan, book, wrk)
+    await measure_overload(stage, plan, book)
+
+
+async def _measure_alone(folder: Path, plan: Plan, book: Book, wrk: Wrk | None) -> None:
+    """Each of these measures what the plan has of it."""
     for workload in book.wanted(plan, _OTHER_SIZES):
         nodes = _OTHER_SIZES[workload]
-        async with running(options_for(folder / f"{nodes}", nodes=nodes)) as stage:
+        async with running(options_for(folder / f"nodes-{nodes}", nodes=nodes)) as stage:
             await measure_with_wrk(stage, plan, book, wrk, workload, single_body(), clients=64)
+    await measure_failovers(folder, plan, book)
+    await measure_catch_up(folder / "catch-up", plan, book)
+    await measure_archive(folder / "archive", plan, book)

@@ -84,7 +84,7 @@ class Stage:
         return [pid for name in self.urls for pid in self.processes(name)]
 
     async def metrics(self, name: str) -> dict[str, float]:
-        """What a node tells at /metrics; raises OSError where it does not answer."""
+        """What a node tells at /metrics; raises OSError and BenchError."""
         text = await asyncio.to_thread(_get, f"{self.urls[name]}/metrics")
         return parse_metrics(text)
 
@@ -92,7 +92,7 @@ class Stage:
         """Whether a node answers, follows a leader and has applied what is committed."""
         try:
             await asyncio.to_thread(_get, f"{self.urls[name]}/readyz")
-        except (OSError, BenchError, http.client.HTTPException):
+        except (OSError, BenchError):
             return False
         return True
 
@@ -180,6 +180,8 @@ def _get(url: str) -> str:
         connection.request("GET", parts.path)
         answer = connection.getresponse()
         body = answer.read().decode()
+    except http.client.HTTPException as error:
+        raise BenchError(f"{url} gave no answer: {error!r}") from error
     finally:
         connection.close()
     if answer.status != _HTTP_OK:

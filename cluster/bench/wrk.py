@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MISSING: Final = "wrk is not installed: `apt-get install wrk` (Debian's package wrk)"
 _MILLIS: Final = {"us": 0.001, "ms": 1.0, "s": 1_000.0, "m": 60_000.0}
+_PATIENCE: Final = "--timeout=30s"
+"""Longer than any stall: slow answers are to be measured, not to be errors."""
 _SCRIPT: Final = """\
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -66,7 +68,7 @@ class Wrk:
     ) -> WrkLoad:
         duration = f"-d{max(1, round(seconds))}"
         process = await asyncio.create_subprocess_exec(
-            *(self._program, "-t1", f"-c{clients}", duration, "--latency", *more, url),
+            *(self._program, "-t1", f"-c{clients}", duration, "--latency", _PATIENCE, *more, url),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=environment,

@@ -1,0 +1,186 @@
+"""Fails when a submit costs more CPU than it used to: `python -m cluster.bench.guard [--renew]`.
+
+The shipped path, from the HTTP application of the leader through three replicas (`members`) to the
+answer, is run in many short rounds, in turn with a reference loop of hashing, parsing and
+dictionaries. The least CPU time of each counts, which a busy machine does not change, and only
+their ratio is kept, which a faster one hardly changes. It is compared with `guard.json`, where each
+version of Python has its own; `--renew` writes it anew, for a change that is worth its price.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
+import uvloop
+
+from cluster.bench.members import Members
+from cluster.bench.stage import SUBMIT_PATH, single_body
+from node.api.app import Application
+from node.api.host import HostCheck
+from node.futures import resolver
+from node.submissions import Submission
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from node.api.interface import LedgerNode
+    from node.api.reply import Event, Scope
+    from node.outcomes import Outcome, Wait
+
+BASELINE: Final = Path(__file__).with_name("guard.json")
+MARGIN: Final = 0.20
+ROUNDS: Final = 40
+TRANSACTIONS: Final = 256
+"""In one round."""
+CLIENTS: Final = 64
+"""Transactions of a round that are submitted at once."""
+REFERENCE_STEPS: Final = 2_000
+VERSION: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
+_BODY: Final = single_body()
+_SCOPE: Final[Scope] = {
+    "type": "http",
+    "http_version": "1.1",
+    "method": "POST",
+    "raw_path": SUBMIT_PATH.encode(),
+    "path": SUBMIT_PATH,
+    "query_string": b"",
+    "headers": [
+        (b"host", b"127.0.0.1:8001"),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(_BODY)).encode()),
+    ],
+}
+_CREATED: Final = 201
+_NO_BASELINE: Final = 2
+
+
+class Front:
+    """What the HTTP application submits to: the leader of members that are driven by hand."""
+
+    def __init__(self) -> None:
+        """Elect the leader."""
+        self._members = Members()
+        self._is_woken = False
+
+    async def submit(
+        self, transactions: Sequence[bytes], *, wait: Wait, timeout_s: float
+    ) -> list[Outcome]:
+        """As `Node.submit`; everything under way is carried on once for each turn of the loop."""
+        del timeout_s
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[list[Outcome]] = loop.create_future()
+        submission = Submission(transactions, wait=wait, on_done=resolver(done))
+        self._members.leader.submit(submission)
+        if not self._is_woken:
+            self._is_woken = True
+            loop.call_soon(self._settle)
+        return await done
+
+    def forget_applied(self) -> None:
+        """See `Members.forget_applied`."""
+        self._members.forget_applied()
+
+    def _settle(self) -> None:
+        self._is_woken = False
+        self._members.settle()
+
+
+async def submit_round(application: Application) -> None:
+    """One round of submits, as many at once as there are clients."""
+    for _ in range(TRANSACTIONS // CLIENTS):
+        await asyncio.gather(*(_submit(application) for _ in range(CLIENTS)))
+
+
+def reference_round(steps: int = REFERENCE_STEPS) -> None:
+    """What a submit is made of, without the ledger: parsing, hashing, objects in dictionaries."""
+    table: dict[bytes, tuple[int, str]] = {}
+    for step in range(steps):
+        document = msgspec.json.decode(_BODY)
+        digest = hashlib.sha256(_BODY + step.to_bytes(8, "big")).digest()
+        table[digest] = (step, document["user_id"])
+        if digest in table and len(table) > CLIENTS:
+            table.pop(next(iter(table)))
+
+
+def measure_ratio(rounds: int = ROUNDS) -> float:
+    """CPU time of a submit round in units of a reference round, the least of each over all."""
+    submits, references = [], []
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        front = Front()
+        application = Application(cast("LedgerNode", front), check_host=HostCheck("127.0.0.1"))
+        for _ in range(rounds):
+            references.append(_cpu_ns_of(reference_round))
+            submits.append(_cpu_ns_of(lambda: runner.run(submit_round(application))))
+            front.forget_applied()
+    return min(submits) / min(references)
+
+
+def is_regression(ratio: float, baseline: float) -> bool:
+    """Whether a submit costs more than the margin allows."""
+    return ratio > baseline * (1 + MARGIN)
+
+
+def read_baselines() -> dict[str, float]:
+    """The ratio kept for each version of Python."""
+    return msgspec.json.decode(BASELINE.read_bytes(), type=dict[str, float])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare with the baseline, or renew it; the exit code is 1 for a regression."""
+    ratio = measure_ratio()
+    baselines = read_baselines()
+    if list(arguments) == ["--renew"]:
+        kept = dict(sorted((baselines | {VERSION: round(ratio, 3)}).items()))
+        BASELINE.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+        return _say(f"the baseline of Python {VERSION} is now {ratio:.3f}", 0)
+    if VERSION not in baselines:
+        return _say(f"there is no baseline for Python {VERSION}: use --renew", _NO_BASELINE)
+    baseline = baselines[VERSION]
+    percent = 100 * (ratio / baseline - 1)
+    words = f"a submit costs {ratio:.3f} references, {percent:+.1f} % beside {baseline:.3f}"
+    if is_regression(ratio, baseline):
+        return _say(f"{words}: more than {100 * MARGIN:.0f} % above", 1)
+    return _say(words, 0)
+
+
+async def _submit(application: Application) -> None:
+    """Submit one transaction as a client over HTTP does; it must be recorded."""
+    statuses: list[int] = []
+
+    async def receive() -> Event:
+        return {"type": "http.request", "body": _BODY, "more_body": False}
+
+    async def send(event: Event) -> None:
+        if event["type"] == "http.response.start":
+            statuses.append(event["status"])
+
+    await application(_SCOPE, receive, send)
+    assert statuses == [_CREATED], f"a submit was answered with {statuses}"
+
+
+def _cpu_ns_of(work: Callable[[], None]) -> int:
+    """CPU time of this process for some work, without pauses to collect garbage."""
+    gc.collect()
+    gc.disable()
+    try:
+        started = time.process_time_ns()
+        work()
+        return time.process_time_ns() - started
+    finally:
+        gc.enable()
+
+
+def _say(words: str, code: int) -> int:
+    sys.stdout.write(f"{words}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
