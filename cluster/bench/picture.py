@@ -24,6 +24,7 @@ _PANEL_HEIGHT: Final = 240
 _MARGIN: Final = 70
 _PANEL_GAP: Final = 60
 _BETTER, _WORSE, _INK, _PALE = "#2b7a4b", "#b5482a", "#222222", "#cccccc"
+_PALE_OPACITY: Final = 0.4
 _SERIES_COLOURS: Final = ("#1f5fa8", "#b5482a", "#2b7a4b", "#7a4b9a")
 _LEGEND_WIDTH: Final = 130
 _STEPS: Final = (1, 2, 5)
@@ -38,6 +39,8 @@ class Bar:
     label: str
     value: float
     text: str
+    is_pale: bool = False
+    """Drawn so that it counts for less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def draw_bars(title: str, bars: Sequence[Bar], *, is_ratio: bool) -> str:
         colour = _WORSE if is_ratio and length < 0 else _BETTER
         parts += [
             _text(_LABEL_WIDTH - 8, top + 14, bar.label, anchor="end"),
-            _rect(start, top, max(1.0, end - start), colour),
+            _rect(start, top, max(1.0, end - start), colour, is_pale=bar.is_pale),
             _text(max(end, zero) + 6, top + 14, bar.text),
         ]
     parts.append(_stroke(zero, _TOP - 6, zero, height - 6, _INK))
@@ -164,9 +167,10 @@ def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = _
     return f"<text {place}>{escape(words)}</text>"
 
 
-def _rect(x: float, y: float, width: float, colour: str) -> str:
+def _rect(x: float, y: float, width: float, colour: str, *, is_pale: bool = False) -> str:
     size = f'width="{width:.1f}" height="{_BAR_HEIGHT}"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{colour}"/>'
+    opacity = f' fill-opacity="{_PALE_OPACITY}"' if is_pale else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{colour}"{opacity}/>'
 
 
 def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:

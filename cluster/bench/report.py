@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cluster.bench.errors import BenchError
 from cluster.bench.picture import Bar, Line, Panel, draw_bars, draw_panels
-from cluster.bench.ratios import compare, peers_of, shares_of
+from cluster.bench.ratios import compare, headlines, peers_of, shares_of
 from node.cli_output import print_fields, print_table, say
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ def _print_peers(result: Result) -> None:
     headers = ("workload", "measure", "ours", "peer", "theirs", "ratio", "on which terms")
     print_table(headers, rows, right="ours theirs ratio")
     say("A ratio above 1 means that this ledger is better, whichever way the measure goes.")
+    say("Failover is of a killed process: its connections close, which this ledger takes for its")
+    say("end. A machine that falls silent costs it an election timeout, as it does most peers.")
     for one in result.subjects:
         mark = "" if one.is_durable else f"{_NOT_DURABLE} "
         say(f"{mark}{one.name} {one.version} acknowledges a write when it is {one.acknowledgement}")
@@ -179,12 +181,19 @@ def _pictures(result: Result) -> Iterator[tuple[str, str]]:
         yield "limits", draw_bars("Share of what is possible here", bars, is_ratio=False)
     peers = peers_of(result)
     if peers:
+        weak = {one.name for one in result.subjects if not one.is_durable}
         bars = [
-            Bar(f"{one.theirs.subject}: {_label(one.ours)}", one.ratio, f"{one.ratio:.2f}")
-            for one in peers
+            Bar(
+                f"{one.theirs.subject}: {_label(one.theirs)}",
+                one.ratio,
+                f"{one.ratio:.2f}",
+                is_pale=one.theirs.subject in weak,
+            )
+            for one in headlines(peers)
             if 0 < one.ratio < math.inf
         ]
-        yield "ratios", draw_bars("How many times better this ledger is", bars, is_ratio=True)
+        title = "How many times better this ledger is; pale: the peer does not fsync"
+        yield "ratios", draw_bars(title, bars, is_ratio=True)
     for shape in dict.fromkeys(one.shape for one in result.load):
         points = [one for one in result.load if one.shape == shape]
         yield f"load-{shape.replace(' ', '-')}", _draw_load(shape, points)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -78,16 +79,16 @@ async def test_postgres_waits_for_a_standby_and_keeps_whole_transactions(
             rows = await connection.execute("SELECT DISTINCT user_id, kind, payload FROM ledger")
             assert 1 == len(await rows.fetchall())
             for standby in database.nodes[1:]:
-                await standby.server.kill()
+                await standby.server.kill(signal.SIGQUIT)  # with its processes: they acknowledge
             async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
                 insert = asyncio.ensure_future(other.execute(postgres.INSERT.encode()))
 
                 async def waits_for_a_standby() -> bool:
+                    assert not insert.done()
                     rows = await connection.execute(
                         "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
                         "WHERE wait_event = 'SyncRep'"
                     )
-                    assert not insert.done()
                     return await rows.fetchall() == [(True,)]
 
                 what = "the insert waits for a standby"

@@ -2,7 +2,8 @@
 
     python -m tools.bench [--quick] [--only SUBJECT]... [--output FILE.json] [--pictures FOLDER]
 
-Prints the ratios. What is not installed is skipped with the line that installs it. A whole run
+Prints every figure, and the ratios of this ledger's to its peers'; `bitnexus bench show FILE.json`
+does so again. What is not installed is skipped with the line that installs it. A whole run
 takes about an hour, for which nothing else should use the machine.
 """
 
@@ -17,15 +18,14 @@ from typing import TYPE_CHECKING, Final
 
 from cluster.bench.errors import BenchError
 from cluster.bench.plan import LEDGER, QUICK, Plan
+from cluster.bench.report import print_result, write_pictures
 from cluster.bench.result import write_result
 from tools.bench import etcd, mnesia, postgres, pysyncobj, raftos
-from tools.bench.ratios import picture, table
 from tools.bench.run import run_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cluster.bench.result import Result
     from tools.bench.peer import Peer
 
 PEERS: Final = (
@@ -35,7 +35,6 @@ PEERS: Final = (
     *pysyncobj.PEERS,
     *raftos.PEERS,
 )
-PICTURE: Final = "peers.svg"
 
 
 def choose(words: Sequence[str]) -> tuple[bool, tuple[Peer, ...]]:
@@ -74,38 +73,15 @@ def main() -> int:
     try:
         with_ledger, peers = choose(arguments.only)
         result = asyncio.run(run_all(plan, peers, with_ledger=with_ledger, report=_say))
-        keep(result, output=arguments.output, pictures=arguments.pictures)
+        print_result(result)
+        if arguments.output is not None:
+            write_result(result, arguments.output)
+        if arguments.pictures is not None:
+            write_pictures(result, arguments.pictures)
     except BenchError as error:
         print(f"tools.bench: {error}", file=sys.stderr)
         return 1
-    show(result)
     return 0 if result.figures else 1
-
-
-def keep(result: Result, *, output: Path | None, pictures: Path | None) -> None:
-    """Write the files that were asked for; raises BenchError."""
-    if output is not None:
-        write_result(result, output)
-    if pictures is not None:
-        try:
-            pictures.mkdir(parents=True, exist_ok=True)
-            (pictures / PICTURE).write_text(picture(result), encoding="utf-8")
-        except OSError as error:
-            raise BenchError(f"cannot write into {pictures}: {error.strerror}") from error
-
-
-def show(result: Result) -> None:
-    """Print every figure, the ratios, and what could not be measured."""
-    for figure in result.figures:
-        remark = f"  {figure.note}" if figure.note else ""
-        what = f"{figure.subject}: {figure.workload}, {figure.measure}"
-        print(f"{what:90} {figure.value:14,.2f}{remark}")
-    print()
-    print(table(result))
-    if result.skipped:
-        print("\nNot measured:")
-    for one in result.skipped:
-        print(f"  {one.what}: {one.why}")
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ from cluster.bench.errors import BenchError
 from cluster.bench.figures import Figure, Measure, Subject, Workload
 from cluster.bench.picture import Axis, Bar, Line, Panel, draw_bars, draw_panels
 from cluster.bench.plan import LEDGER, MACHINE
-from cluster.bench.ratios import compare, peers_of, shares_of, times_better
+from cluster.bench.ratios import compare, headlines, peers_of, shares_of, times_better
 from cluster.bench.report import print_comparison, print_result, write_pictures
 from cluster.bench.result import LoadPoint, Machine, Result, Skipped, read_result, write_result
 
@@ -145,6 +145,43 @@ def test_peers_are_compared_where_both_did_it() -> None:
     assert [(Workload.SEQUENTIAL, 1.5), (Workload.SINGLE_64, 0.5)] == [
         (one.ours.workload, one.ratio) for one in peers_of(result())
     ]
+
+
+def test_a_peers_other_port_is_compared_with_ours_over_http() -> None:
+    """Until this ledger has a figure for such a port of its own."""
+    theirs = Figure("peer <1>", Workload.PORT_64, Measure.PER_S, 20_000.0, "gRPC")
+    own = Figure(LEDGER, Workload.PORT_64, Measure.PER_S, 40_000.0)
+    over_http = peers_of(result(figures=(*result().figures, theirs)))[-1]
+    alike = peers_of(result(figures=(*result().figures, theirs, own)))[-1]
+
+    assert (Workload.SINGLE_64, theirs, 0.25) == (
+        over_http.ours.workload,
+        over_http.theirs,
+        over_http.ratio,
+    )
+    assert (own, theirs, 2.0) == (alike.ours, alike.theirs, alike.ratio)
+
+
+def test_the_picture_of_ratios_has_one_measure_for_each_workload(tmp_path: Path) -> None:
+    """The rate where there is one; who is not durable is pale."""
+    figures = (
+        *result().figures,
+        Figure(LEDGER, Workload.SINGLE_64, Measure.P50_MS, 9.0),
+        Figure("peer <1>", Workload.SINGLE_64, Measure.P50_MS, 9.0),
+        Figure("etcd", Workload.SINGLE_64, Measure.PER_S, 1_000.0),
+    )
+    peers = peers_of(result(figures=figures))
+    assert [
+        (Workload.SEQUENTIAL, Measure.P50_MS),
+        (Workload.SINGLE_64, Measure.PER_S),
+        (Workload.SINGLE_64, Measure.PER_S),
+    ] == [(one.theirs.workload, one.theirs.measure) for one in headlines(peers)]
+    assert 4 == len(peers)
+
+    write_pictures(result(figures=figures), tmp_path)
+    root = ET.fromstring((tmp_path / "ratios.svg").read_text())  # noqa: S314 - our own text
+    opacities = [one.get("fill-opacity") for one in root.iter(f"{SVG}rect")]
+    assert [None, "0.4", "0.4", None] == opacities
 
 
 def test_two_runs_are_compared_on_the_same_terms() -> None:
