@@ -41,6 +41,8 @@ class Bar:
     text: str
     is_pale: bool = False
     """Drawn so that it counts for less."""
+    heading: str = ""
+    """A line above it, where a group of bars begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +94,19 @@ def draw_bars(title: str, bars: Sequence[Bar], *, is_ratio: bool) -> str:
 
     Others are shares of a whole, which is as wide as the picture.
     """
-    height = _TOP + _ROW_HEIGHT * len(bars) + 12
+    height = _TOP + _ROW_HEIGHT * (len(bars) + sum(1 for bar in bars if bar.heading)) + 12
     room = WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
     parts = []
     lengths = [math.log10(bar.value) if is_ratio else bar.value for bar in bars]
     low = min([0.0, *lengths])
     span = max([0.0 if is_ratio else 1.0, *lengths]) - low or 1.0
     zero = _LABEL_WIDTH + room * -low / span
-    for row, (bar, length) in enumerate(zip(bars, lengths, strict=True)):
-        top = _TOP + row * _ROW_HEIGHT
+    top = _TOP - _ROW_HEIGHT
+    for bar, length in zip(bars, lengths, strict=True):
+        top += _ROW_HEIGHT
+        if bar.heading:
+            parts.append(_text(12, top + 14, bar.heading))
+            top += _ROW_HEIGHT
         start, end = sorted((zero, zero + room * length / span))
         colour = _WORSE if is_ratio and length < 0 else _BETTER
         parts += [

@@ -138,7 +138,7 @@ def _print_peers(result: Result) -> None:
             _number(one.ours.value),
             one.theirs.subject + _NOT_DURABLE * (one.theirs.subject in weak),
             _number(one.theirs.value),
-            f"{one.ratio:.2f}",
+            _number(one.ratio),
             one.theirs.note,
         )
         for one in peers_of(result)
@@ -179,24 +179,29 @@ def _pictures(result: Result) -> Iterator[tuple[str, str]]:
     if shares:
         bars = [Bar(_label(one.figure), one.share, f"{100 * one.share:.0f} %") for one in shares]
         yield "limits", draw_bars("Share of what is possible here", bars, is_ratio=False)
-    peers = peers_of(result)
-    if peers:
-        weak = {one.name for one in result.subjects if not one.is_durable}
-        bars = [
-            Bar(
-                f"{one.theirs.subject}: {_label(one.theirs)}",
-                one.ratio,
-                f"{one.ratio:.2f}",
-                is_pale=one.theirs.subject in weak,
-            )
-            for one in headlines(peers)
-            if 0 < one.ratio < math.inf
-        ]
+    if peers_of(result):
         title = "How many times better this ledger is; pale: the peer does not fsync"
-        yield "ratios", draw_bars(title, bars, is_ratio=True)
+        yield "ratios", draw_bars(title, list(_bars_of_peers(result)), is_ratio=True)
     for shape in dict.fromkeys(one.shape for one in result.load):
         points = [one for one in result.load if one.shape == shape]
         yield f"load-{shape.replace(' ', '-')}", _draw_load(shape, points)
+
+
+def _bars_of_peers(result: Result) -> Iterator[Bar]:
+    """A group of bars for each workload."""
+    weak = {one.name for one in result.subjects if not one.is_durable}
+    group = ""
+    for one in headlines(peers_of(result)):
+        if 0 < one.ratio < math.inf:
+            label = _label(one.theirs)
+            yield Bar(
+                one.theirs.subject,
+                one.ratio,
+                _number(one.ratio),
+                is_pale=one.theirs.subject in weak,
+                heading=label if label != group else "",
+            )
+            group = label
 
 
 def _draw_load(shape: str, points: list[LoadPoint]) -> str:

@@ -242,7 +242,7 @@ class Etcd:
         return int(answer["header"]["revision"])
 
     async def _grpc_sequential(self) -> list[Reading]:
-        return latencies(await self._posted("Put", "put", 1))
+        return latencies(await self._posted("Put", "put", 1), note=GRPC_NOTE)
 
     async def _grpc(self, clients: int) -> list[Reading]:
         return throughput(await self._posted("Put", "put", clients), note=GRPC_NOTE)

@@ -39,9 +39,12 @@ class Load:
     p99_ms: float
 
 
-def latencies(load: Load) -> list[Reading]:
+def latencies(load: Load, *, note: str = "") -> list[Reading]:
     """The readings of clients that wait for each answer one after another."""
-    return [Reading(Measure.P50_MS, load.p50_ms), Reading(Measure.P99_MS, load.p99_ms)]
+    return [
+        Reading(Measure.P50_MS, load.p50_ms, note),
+        Reading(Measure.P99_MS, load.p99_ms, note),
+    ]
 
 
 def throughput(load: Load, *, batch: int = 1, note: str = "") -> list[Reading]:

@@ -70,7 +70,7 @@ class Mnesia:
         return parse_answer(await self._servers[0].ask(command))
 
     async def _sequential(self) -> list[Reading]:
-        return latencies(await self._write(1))
+        return latencies(await self._write(1), note=CLIENTS_NOTE)
 
     async def _single_64(self) -> list[Reading]:
         return await with_cpu(self._servers, self._write(64), note=CLIENTS_NOTE)

@@ -138,7 +138,7 @@ class PySyncObj:
         return parse_answer(await self._leader.ask(command))
 
     async def _sequential(self) -> list[Reading]:
-        return latencies(await self._load(1))
+        return latencies(await self._load(1), note=_CLIENTS_NOTE)
 
     async def _single_64(self) -> list[Reading]:
         return await with_cpu(

@@ -182,6 +182,16 @@ def test_the_picture_of_ratios_has_one_measure_for_each_workload(tmp_path: Path)
     root = ET.fromstring((tmp_path / "ratios.svg").read_text())  # noqa: S314 - our own text
     opacities = [one.get("fill-opacity") for one in root.iter(f"{SVG}rect")]
     assert [None, "0.4", "0.4", None] == opacities
+    assert [
+        "sequential submits, p50, ms",
+        "peer <1>",
+        "1.5",
+        "64 clients, single submits, per s",
+        "peer <1>",
+        "0.5",
+        "etcd",
+        "5",
+    ] == [one.text for one in root.iter(f"{SVG}text")][1:]
 
 
 def test_two_runs_are_compared_on_the_same_terms() -> None:
@@ -204,7 +214,7 @@ def test_the_tables_tell_all(capsys: pytest.CaptureFixture[str]) -> None:
     print_result(result())
     shown = capsys.readouterr().out
 
-    for words in ("50 %", "25 %", "1.50", "0.50", "peer <1>*", "* peer <1> 9", "in memory"):
+    for words in ("50 %", "25 %", "1.5", "0.5", "peer <1>*", "* peer <1> 9", "in memory"):
         assert words in shown, words
     assert "not run: etcd: it is not installed" in shown
     assert "25.0 %" in shown
