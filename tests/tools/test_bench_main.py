@@ -104,6 +104,20 @@ def test_a_file_that_cannot_be_written_is_told_after_the_figures(
     assert "tools.bench: cannot write" in shown.err
 
 
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The servers are ended on the way out; nobody needs a traceback."""
+
+    async def interrupted(*_: object, **__: object) -> Result:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_all", interrupted)
+    monkeypatch.setattr(sys, "argv", ["tools.bench"])
+
+    assert (130, "tools.bench: interrupted\n") == (command.main(), capsys.readouterr().err)
+
+
 def test_subjects_are_chosen_by_a_part_of_their_name() -> None:
     """Whatever its case; a word that means nobody is told, with all names."""
     assert (True, command.PEERS) == command.choose([])

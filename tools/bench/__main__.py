@@ -37,6 +37,10 @@ PEERS: Final = (
 )
 
 
+INTERRUPTED: Final = 130
+"""The exit status of a shell's command that Ctrl-C ended."""
+
+
 def choose(words: Sequence[str]) -> tuple[bool, tuple[Peer, ...]]:
     """Whether the ledger is meant, and which peers: all, or those with one of the words in them.
 
@@ -81,6 +85,9 @@ def main() -> int:
     except BenchError as error:
         print(f"tools.bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("tools.bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0 if result.figures else 1
 
 
