@@ -22,6 +22,7 @@ from consensus.messages import InvalidMessageError, decode_message, encode_messa
 from node.catchup import serve
 from node.lane import Lane
 from node.outcomes import NodeFailedError
+from node.saving import SavingThread
 from node.zmq_loop import FailureGuard
 from storage.errors import DamagedBlockError
 
@@ -79,7 +80,7 @@ class MemberLoop:
         self._guard = FailureGuard(self._fail)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._server = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server")
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._saver = SavingThread(chain, on_saved=self._on_saved, on_failure=self._fail)
         self._applied_waiters: list[asyncio.Future[None]] = []
         self._leader_waiters: list[asyncio.Future[None]] = []
         self._leader_seen: MemberId | None = None
@@ -106,7 +107,8 @@ class MemberLoop:
         self._loop = asyncio.get_running_loop()
         self._send = send
         self._running = True
-        self._ticked = self._tick_due = self._loop.time()
+        self._ticked = self._tick_due = self._pumped = self._loop.time()
+        self._saver.start()
         self._tick()
 
     def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
@@ -139,7 +141,7 @@ class MemberLoop:
         """Waits for the save and the read under way, so that the chain can be closed."""
         await asyncio.to_thread(self._reader.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._server.shutdown, cancel_futures=True)
-        await asyncio.to_thread(self._writer.shutdown)
+        await self._saver.close()
 
     def submit(self, submission: Submission) -> None:
         """Takes a client's transactions."""
@@ -229,9 +231,10 @@ class MemberLoop:
         if is_late:
             self._tick_due = now
             self._loop.call_soon(self._loop.call_soon, self._tick)
-        else:
-            self._tick_due = now + self._tick_s
-            self._loop.call_later(self._tick_s, self._tick)
+            return
+        self._tick_due = now + self._tick_s
+        self._loop.call_later(self._tick_s, self._tick)
+        if now - self._pumped >= self._tick_s / 2:  # each pump lets time pass, too
             self._pump()
 
     def _wake(self) -> None:
@@ -246,6 +249,7 @@ class MemberLoop:
             self._pump()
 
     def _pump(self) -> None:
+        self._pumped = self._loop.time()
         with self._guard:
             applied_before = self._replica.applied_index
             self._replica.tick(*_clocks())
@@ -253,7 +257,7 @@ class MemberLoop:
             for target, lane, message in effects.envelopes:
                 self._send(target, lane, encode_message(message))
             if effects.save is not None:
-                self._start_save(effects.save)
+                self._saver.save(effects.save)
             if effects.recorded:
                 self._read_recorded(effects.recorded)
             for serving in effects.servings:
@@ -280,22 +284,8 @@ class MemberLoop:
         if self._obstacle_seen is not None:
             _log.error("takes_no_part", reason=self._obstacle_seen)
 
-    def _start_save(self, save: Save) -> None:
-        work = self._loop.run_in_executor(self._writer, self._save, save)
-        work.add_done_callback(lambda done: self._on_saved(save, done))
-
-    def _save(self, save: Save) -> None:
-        self._chain.save(
-            hard_state=save.hard_state, truncate_from=save.truncate_from, blocks=save.blocks
-        )
-
-    def _on_saved(self, save: Save, done: asyncio.Future[None]) -> None:
-        """A save that failed is never tried again: what is on the disk is not known."""
-        error = done.exception()
-        if error is not None:
-            self._fail(error)
-        else:
-            self._run(lambda: self._replica.saved(save))
+    def _on_saved(self, save: Save) -> None:
+        self._run(lambda: self._replica.saved(save))
 
     def _serve(self, serving: Serving) -> None:
         """Reads, verifies and encodes in a thread what a peer fetches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,6 +13,7 @@ from cluster.bench.figures import Measure, Workload
 from cluster.bench.plan import LEDGER, Plan
 from cluster.bench.result import read_result
 from cluster.bench.run import measure
+from cluster.bench.wrk import MISSING
 from node.cli_errors import ExitCode
 from tests.node.cli_stage import run
 
@@ -77,6 +79,19 @@ async def test_everything_that_needs_no_wrk_runs_on_real_clusters() -> None:
         (single.multiple, batches.multiple)
         for single, batches in zip(result.load[:2], result.load[2:], strict=True)
     ]
+
+
+@pytest.mark.cluster
+@pytest.mark.asyncio
+@pytest.mark.skipif(shutil.which("wrk") is None, reason=MISSING)
+async def test_clients_of_wrk_are_measured_on_a_real_cluster() -> None:
+    """Those that record, those that read one receipt, and those that read a page."""
+    workloads = frozenset({Workload.SINGLE_64, Workload.LOCAL_READ_64, Workload.HISTORY})
+    plan = Plan(seconds=0.2, rounds=1, workloads=workloads)
+    result = await measure(plan, report=lambda _line: None)
+
+    assert () == result.skipped
+    assert workloads == {one.workload for one in result.figures if one.measure is Measure.PER_S}
 
 
 def test_a_workload_that_is_none_is_refused() -> None:
