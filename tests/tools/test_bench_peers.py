@@ -19,7 +19,7 @@ from cluster.bench.figures import Measure, Workload
 from tools.bench import etcd, mnesia, postgres, pysyncobj, raftos
 from tools.bench.__main__ import PEERS
 from tools.bench.peer import CONTENT, Effort
-from tools.bench.servers import wait_until
+from tools.bench.servers import HOST, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +127,28 @@ def test_who_does_not_fsync_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for subject in subjects:
         assert subject.is_durable == ("no fsync" not in subject.acknowledgement)
         assert subject.is_durable == ("fsynced" in subject.acknowledgement)
+
+
+@pytest.mark.asyncio
+async def test_attempts_that_hang_do_not_keep_later_ones_waiting(tmp_path: Path) -> None:
+    """A failover begins fifty attempts a second; a client with few connections would be measured."""
+    attempts = 150
+    arrived = asyncio.Barrier(attempts)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        await arrived.wait()  # nobody is answered before everybody has come
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(serve, HOST, 0, backlog=attempts)
+    members = etcd.Members(tmp_path, heartbeat_ms=None)
+    url = f"http://{HOST}:{server.sockets[0].getsockname()[1]}"
+    async with server, asyncio.timeout(20):
+        answers = await asyncio.gather(*(members.call(url, "kv/put", {}) for _ in range(attempts)))
+    await members.end()
+
+    assert [{}] * attempts == answers
 
 
 def test_etcd_is_sent_what_its_protocol_says() -> None:

@@ -88,7 +88,9 @@ class Members:
             zip(MEMBERS, (f"http://{HOST}:{port}" for port in ports[3:]), strict=True)
         )
         self.servers: dict[str, Server] = {}
-        self.client = httpx.AsyncClient(timeout=30)
+        # No limit of connections: attempts that hang must not keep later ones from being made.
+        limits = httpx.Limits(max_connections=None)
+        self.client = httpx.AsyncClient(timeout=30, limits=limits)
 
     async def start(self, name: str) -> None:
         """Start one member."""
