@@ -131,7 +131,7 @@ def test_who_does_not_fsync_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.asyncio
 async def test_attempts_that_hang_do_not_keep_later_ones_waiting(tmp_path: Path) -> None:
-    """A failover begins fifty attempts a second; a client with few connections would be measured."""
+    """A failover begins fifty attempts a second: a client with few connections would add to it."""
     attempts = 150
     arrived = asyncio.Barrier(attempts)
 
