@@ -24,6 +24,7 @@ _PANEL_HEIGHT: Final = 240
 _MARGIN: Final = 70
 _PANEL_GAP: Final = 60
 _BETTER, _WORSE, _INK, _PALE = "#2b7a4b", "#b5482a", "#222222", "#cccccc"
+_PALE_OPACITY: Final = 0.4
 _SERIES_COLOURS: Final = ("#1f5fa8", "#b5482a", "#2b7a4b", "#7a4b9a")
 _LEGEND_WIDTH: Final = 130
 _STEPS: Final = (1, 2, 5)
@@ -38,6 +39,10 @@ class Bar:
     label: str
     value: float
     text: str
+    is_pale: bool = False
+    """Drawn so that it counts for less."""
+    heading: str = ""
+    """A line above it, where a group of bars begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +94,24 @@ def draw_bars(title: str, bars: Sequence[Bar], *, is_ratio: bool) -> str:
 
     Others are shares of a whole, which is as wide as the picture.
     """
-    height = _TOP + _ROW_HEIGHT * len(bars) + 12
+    height = _TOP + _ROW_HEIGHT * (len(bars) + sum(1 for bar in bars if bar.heading)) + 12
     room = WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
     parts = []
     lengths = [math.log10(bar.value) if is_ratio else bar.value for bar in bars]
     low = min([0.0, *lengths])
     span = max([0.0 if is_ratio else 1.0, *lengths]) - low or 1.0
     zero = _LABEL_WIDTH + room * -low / span
-    for row, (bar, length) in enumerate(zip(bars, lengths, strict=True)):
-        top = _TOP + row * _ROW_HEIGHT
+    top = _TOP - _ROW_HEIGHT
+    for bar, length in zip(bars, lengths, strict=True):
+        top += _ROW_HEIGHT
+        if bar.heading:
+            parts.append(_text(12, top + 14, bar.heading))
+            top += _ROW_HEIGHT
         start, end = sorted((zero, zero + room * length / span))
         colour = _WORSE if is_ratio and length < 0 else _BETTER
         parts += [
             _text(_LABEL_WIDTH - 8, top + 14, bar.label, anchor="end"),
-            _rect(start, top, max(1.0, end - start), colour),
+            _rect(start, top, max(1.0, end - start), colour, is_pale=bar.is_pale),
             _text(max(end, zero) + 6, top + 14, bar.text),
         ]
     parts.append(_stroke(zero, _TOP - 6, zero, height - 6, _INK))
@@ -164,9 +173,10 @@ def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = _
     return f"<text {place}>{escape(words)}</text>"
 
 
-def _rect(x: float, y: float, width: float, colour: str) -> str:
+def _rect(x: float, y: float, width: float, colour: str, *, is_pale: bool = False) -> str:
     size = f'width="{width:.1f}" height="{_BAR_HEIGHT}"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{colour}"/>'
+    opacity = f' fill-opacity="{_PALE_OPACITY}"' if is_pale else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{colour}"{opacity}/>'
 
 
 def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:

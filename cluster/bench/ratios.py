@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from cluster.bench.figures import Measure, Workload
 from cluster.bench.limits import Bound, bound_of
 from cluster.bench.plan import LEDGER, MACHINE
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 NOISE: Final = 0.05
 """A difference that says nothing: two runs of the same commit differ by as much."""
+
+STANDS_IN: Final = {
+    Workload.PORT_SEQUENTIAL: Workload.SEQUENTIAL,
+    Workload.PORT_64: Workload.SINGLE_64,
+    Workload.PORT_256: Workload.SINGLE_256,
+}
+"""What this ledger answers over HTTP, where it has no figure for a peer's other port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +76,32 @@ def shares_of(result: Result) -> list[Share]:
 
 
 def peers_of(result: Result) -> list[PeerRatio]:
-    """This ledger beside everyone else who did the same."""
+    """This ledger beside everyone else who did the same, by workload and measure."""
     ours = {(one.workload, one.measure): one for one in result.figures if one.subject == LEDGER}
     ratios = []
     for theirs in result.figures:
-        own = ours.get((theirs.workload, theirs.measure))
+        stand_in = STANDS_IN.get(theirs.workload, theirs.workload)
+        own = ours.get((theirs.workload, theirs.measure)) or ours.get((stand_in, theirs.measure))
         if own is not None and theirs.subject not in {LEDGER, MACHINE}:
             ratios.append(PeerRatio(own, theirs, times_better(own, own.value, theirs.value)))
-    return ratios
+    workloads, measures = list(Workload), list(Measure)
+    return sorted(
+        ratios,
+        key=lambda one: (
+            workloads.index(one.theirs.workload),
+            measures.index(one.theirs.measure),
+        ),
+    )
+
+
+def headlines(ratios: list[PeerRatio]) -> list[PeerRatio]:
+    """For each workload one measure: the rate where somebody has one, else the first."""
+    chosen: dict[Workload, Measure] = {}
+    for one in ratios:
+        workload, measure = one.theirs.workload, one.theirs.measure
+        if workload not in chosen or measure is Measure.PER_S:
+            chosen[workload] = measure
+    return [one for one in ratios if chosen[one.theirs.workload] is one.theirs.measure]
 
 
 def compare(before: Result, after: Result) -> list[Comparison]:

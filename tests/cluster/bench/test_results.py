@@ -13,7 +13,7 @@ from cluster.bench.errors import BenchError
 from cluster.bench.figures import Figure, Measure, Subject, Workload
 from cluster.bench.picture import Axis, Bar, Line, Panel, draw_bars, draw_panels
 from cluster.bench.plan import LEDGER, MACHINE
-from cluster.bench.ratios import compare, peers_of, shares_of, times_better
+from cluster.bench.ratios import compare, headlines, peers_of, shares_of, times_better
 from cluster.bench.report import print_comparison, print_result, write_pictures
 from cluster.bench.result import LoadPoint, Machine, Result, Skipped, read_result, write_result
 
@@ -147,6 +147,53 @@ def test_peers_are_compared_where_both_did_it() -> None:
     ]
 
 
+def test_a_peers_other_port_is_compared_with_ours_over_http() -> None:
+    """Until this ledger has a figure for such a port of its own."""
+    theirs = Figure("peer <1>", Workload.PORT_64, Measure.PER_S, 20_000.0, "gRPC")
+    own = Figure(LEDGER, Workload.PORT_64, Measure.PER_S, 40_000.0)
+    over_http = peers_of(result(figures=(*result().figures, theirs)))[-1]
+    alike = peers_of(result(figures=(*result().figures, theirs, own)))[-1]
+
+    assert (Workload.SINGLE_64, theirs, 0.25) == (
+        over_http.ours.workload,
+        over_http.theirs,
+        over_http.ratio,
+    )
+    assert (own, theirs, 2.0) == (alike.ours, alike.theirs, alike.ratio)
+
+
+def test_the_picture_of_ratios_has_one_measure_for_each_workload(tmp_path: Path) -> None:
+    """The rate where there is one; who is not durable is pale."""
+    figures = (
+        *result().figures,
+        Figure(LEDGER, Workload.SINGLE_64, Measure.P50_MS, 9.0),
+        Figure("peer <1>", Workload.SINGLE_64, Measure.P50_MS, 9.0),
+        Figure("etcd", Workload.SINGLE_64, Measure.PER_S, 1_000.0),
+    )
+    peers = peers_of(result(figures=figures))
+    assert [
+        (Workload.SEQUENTIAL, Measure.P50_MS),
+        (Workload.SINGLE_64, Measure.PER_S),
+        (Workload.SINGLE_64, Measure.PER_S),
+    ] == [(one.theirs.workload, one.theirs.measure) for one in headlines(peers)]
+    assert 4 == len(peers)
+
+    write_pictures(result(figures=figures), tmp_path)
+    root = ET.fromstring((tmp_path / "ratios.svg").read_text())  # noqa: S314 - our own text
+    opacities = [one.get("fill-opacity") for one in root.iter(f"{SVG}rect")]
+    assert [None, "0.4", "0.4", None] == opacities
+    assert [
+        "sequential submits, p50, ms",
+        "peer <1>",
+        "1.5",
+        "64 clients, single submits, per s",
+        "peer <1>",
+        "0.5",
+        "etcd",
+        "5",
+    ] == [one.text for one in root.iter(f"{SVG}text")][1:]
+
+
 def test_two_runs_are_compared_on_the_same_terms() -> None:
     """Better, worse or the same; a figure of other terms is not compared."""
     figures = (
@@ -167,7 +214,7 @@ def test_the_tables_tell_all(capsys: pytest.CaptureFixture[str]) -> None:
     print_result(result())
     shown = capsys.readouterr().out
 
-    for words in ("50 %", "25 %", "1.50", "0.50", "peer <1>*", "* peer <1> 9", "in memory"):
+    for words in ("50 %", "25 %", "1.5", "0.5", "peer <1>*", "* peer <1> 9", "in memory"):
         assert words in shown, words
     assert "not run: etcd: it is not installed" in shown
     assert "25.0 %" in shown
