@@ -40,6 +40,13 @@ class Recorded(NamedTuple):
             self.submission.settle(self.slot, recorded_outcome(wanted, raw, block, self.place))
 
 
+class Load(NamedTuple):
+    """Transactions in the leader's queue, and of this node's clients those that are not settled."""
+
+    queued: int
+    waiting: int
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """Committed blocks that a peer asked for: `count` of them at most, from `first`."""

@@ -26,7 +26,7 @@ from consensus.block import (
 )
 from consensus.messages import BlocksReply, BlocksRequest, Forward, ForwardRefusal
 from node.barriers import Barriers
-from node.effects import Effects, Envelope, Recorded
+from node.effects import Effects, Envelope, Load, Recorded
 from node.fetching import Fetching
 from node.lane import Lane, lane_of
 from node.mempool import Mempool, QueueLimits
@@ -37,6 +37,7 @@ from node.submissions import (
     Waiter,
     Waiting,
     queue_full,
+    removed_by,
     unavailable,
 )
 from storage.recent import ids_of
@@ -117,24 +118,22 @@ class Replica:
         return min(self.raft.wake_us(), self.seal_us)
 
     @property
-    def queued(self) -> int:
-        """Transactions in the leader's queue."""
-        return len(self._mempool)
+    def load(self) -> Load:
+        """How much is under way here."""
+        return Load(len(self._mempool), len(self._waiting))
 
     @property
-    def waiting(self) -> int:
-        """Transactions of this node's clients that are not settled."""
-        return len(self._waiting)
+    def is_full(self) -> bool:
+        """Whether not even one more transaction would find room now."""
+        has_room = self._leadership is None or self._mempool.has_room(1)
+        return not has_room or not self._has_room(1)
 
     @property
     def obstacle(self) -> str | None:
         """Why this member takes no transactions at all, for a person to look at."""
         removed_at = self.raft.removed_at
         if self.raft.alarm is None and removed_at is not None:
-            return (
-                f"REMOVED: block {removed_at} removed this node from the cluster; "
-                "to come back, add it as a new member with a new data folder"
-            )
+            return removed_by(removed_at)
         return self.raft.alarm
 
     # Inputs
@@ -185,7 +184,7 @@ class Replica:
             wanted, raw = submission.ids[slot], submission.transactions[slot]
             if place is not None:
                 self._answer_retry(submission, slot, place)
-            elif self._has_room(raw) and self._offer(wanted, raw):
+            elif self._has_room(len(raw)) and self._offer(wanted, raw):
                 self._waiting.add(wanted, Waiter(raw, submission, slot))
                 if self._leadership is not None:
                     self._waiting.note_queued(wanted)
@@ -304,7 +303,7 @@ class Replica:
                 yield from ids_of(block)
             index = blocks[-1].index + 1
 
-    def _has_room(self, raw: bytes) -> bool:
+    def _has_room(self, size_bytes: int) -> bool:
         """Whether this member may hold another transaction of its own clients.
 
         A leader holds those in its queue, which has the same limits, and those in its pipeline.
@@ -312,7 +311,7 @@ class Replica:
         blocks = 0 if self._leadership is None else PIPELINE_BLOCKS
         limit = self._limits.transactions + blocks * MAX_BLOCK_TRANSACTIONS
         limit_bytes = self._limits.size_bytes + blocks * MAX_BLOCK_BYTES
-        held_bytes = self._waiting.size_bytes + len(raw)
+        held_bytes = self._waiting.size_bytes + size_bytes
         return len(self._waiting) < limit and held_bytes <= limit_bytes
 
     def _offer(self, wanted: bytes, raw: bytes) -> bool:

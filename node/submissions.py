@@ -267,6 +267,14 @@ def unreadable(wanted: bytes, place: Place) -> Refusal:
     return Refusal(wanted, RefusalReason.UNKNOWN, detail, RETRY_AFTER_S)
 
 
+def removed_by(removed_at: int) -> str:
+    """Why a member that was removed takes nothing."""
+    return (
+        f"REMOVED: block {removed_at} removed this node from the cluster; "
+        "to come back, add it as a new member with a new data folder"
+    )
+
+
 def unavailable(wanted: bytes, obstacle: str) -> Refusal:
     """What to answer while this member takes no transactions."""
     return Refusal(wanted, RefusalReason.UNAVAILABLE, obstacle)

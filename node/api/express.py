@@ -19,7 +19,7 @@ from node.api.heads import HeadReader, ReadCall
 from node.api.json_input import read_at_once
 from node.api.problems import HANDLED_ERRORS, error_reply, problem_reply
 from node.api.protocol import LedgerProtocol
-from node.api.submit import submit_reply
+from node.api.submit import refuse_while_full, submit_reply
 from node.uuid7 import new_transaction_id
 
 if TYPE_CHECKING:
@@ -226,6 +226,7 @@ class ExpressProtocol(LedgerProtocol):
     def _submit(self, options: Options, body: bytes) -> None:
         node = self._express.face.node
         try:
+            refuse_while_full(node)
             self._submission = submission = read_at_once(body, new_transaction_id)
             call = node.begin_submit(
                 submission.transactions,

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Final
 from node.api.answers import receipt_answer
 from node.api.body import check_lengths, check_type, read_body
 from node.api.json_input import MAX_BODY_BYTES, read_submission
-from node.api.problems import problem_reply, refusal_problem
+from node.api.problems import (
+    ProblemError,
+    ProblemKind,
+    make_problem,
+    problem_reply,
+    refusal_problem,
+)
 from node.api.query import Choice, Query, Whole, parse_query
 from node.api.reply import PROBLEM_JSON, Reply, encode_json, json_reply
 from node.api.shapes import (
@@ -53,6 +59,7 @@ SUBMIT_PARAMETERS: Final = (
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _MULTI_STATUS: Final = 207
+_FULL: Final = "the queue is full; nothing of this was taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +80,18 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
     check_lengths(scope["headers"], limit_bytes=MAX_BODY_BYTES)
     check_type(scope["headers"])
     body = await read_body(receive, limit_bytes=MAX_BODY_BYTES)
+    refuse_while_full(node)
     submission = await read_submission(body, new_transaction_id)
     outcomes = await node.submit(
         submission.transactions, wait=options.wait, timeout_s=options.timeout_s
     )
     return submit_reply(submission, outcomes)
+
+
+def refuse_while_full(node: LedgerNode) -> None:
+    """Raise ProblemError where nothing could be taken: reading it would only cost the others."""
+    if node.is_full:
+        raise ProblemError(make_problem(ProblemKind.QUEUE_FULL, _FULL, retry_after_s=1))
 
 
 def submit_reply(submission: Submission, outcomes: Sequence[Outcome]) -> Reply:

@@ -234,7 +234,7 @@ def test_expiry_of_one_caller_leaves_the_others_waiting() -> None:
     network.heal()
     network.run_for(RETRY_US)
     assert isinstance(late[0], Receipt)
-    assert 0 == leader.waiting
+    assert 0 == leader.load.waiting
 
 
 def test_accepted_is_answered_at_once_and_committed_later() -> None:
@@ -341,7 +341,7 @@ def test_accepted_submission_is_released_once_it_is_committed() -> None:
     assert submission.is_held
     network.settle()
     assert [True] == released
-    assert 0 == leader.waiting
+    assert 0 == leader.load.waiting
 
 
 def test_leaderless_member_holds_only_what_is_waited_for() -> None:
@@ -351,7 +351,7 @@ def test_leaderless_member_holds_only_what_is_waited_for() -> None:
     for number in range(100):
         network.submit(replica, transaction(number))
         replica.expire(network.last_submission)
-    assert (0, 0, []) == (replica.waiting, replica._waiting.size_bytes, replica._outbox)
+    assert (0, 0, []) == (replica.load.waiting, replica._waiting.size_bytes, replica._outbox)
 
 
 def test_same_transaction_sent_often_is_held_once() -> None:
@@ -463,3 +463,17 @@ def test_alarm_refuses_submits() -> None:
     leader.raft.alarm = "CORRUPT: for the test"
     outcomes = network.submit(leader, transaction(1))
     assert [RefusalReason.UNAVAILABLE] == refusal_reasons(outcomes)
+
+
+def test_a_full_member_says_so() -> None:
+    """A leader by its queue, a follower by what waits at it; one free place is room."""
+    network = ReplicaNetwork(limits=QueueLimits(transactions=2))
+    leader = network.elect()
+    follower = network.followers()[0]
+    assert not leader.is_full
+    for number in range(2):
+        network.submit(leader, transaction(number))
+        network.submit(follower, transaction(10 + number))
+    assert (True, True) == (leader.is_full, follower.is_full)
+    network.settle()
+    assert (False, False) == (leader.is_full, follower.is_full)
