@@ -77,9 +77,9 @@ _UPGRADE_UNSUPPORTED: Final = Problem(
 class ListenError(OSError):
     """The address cannot be listened on; the text is one line fit for a terminal."""
 
-    def __init__(self, host: str, port: int, cause: OSError) -> None:
+    def __init__(self, host: str, port: int, cause: OSError, *, what: str = "HTTP") -> None:
         reason = _REFUSED.get(cause.errno or 0, str(cause))
-        super().__init__(cause.errno, f"HTTP address {host} port {port} {reason}")
+        super().__init__(cause.errno, f"{what} address {host} port {port} {reason}")
         self.host = host
         self.port = port
 
