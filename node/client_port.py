@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final, Self
 import structlog
 
 from node.api.server import ListenError
+from node.client_keys import parse_key
+from node.config import join_address
 from node.curve import Keys
 from node.port_connection import Connection
 from node.port_limits import Dropped, LargeRoom, PortLimits, source_of
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from node.api.interface import LedgerNode
+    from node.identity import Identity
 
 _log: Final = structlog.get_logger("client_port")
 _BACKLOG: Final = 2_048
@@ -45,19 +48,20 @@ class ClientPort:
         *,
         host: str,
         port: int,
-        secret: bytes,
+        identity: Identity,
         client_keys: Collection[bytes] = (),
         limits: PortLimits | None = None,
     ) -> None:
         """Nothing is opened before `start`; port 0 lets the system choose.
 
-        `secret` is the node's Curve25519 key, by which clients know it; `client_keys` are the
-        public ones of those who are let in, 32 bytes each. Without any, everybody is.
+        By its `identity` clients know the node; `client_keys` are the Curve25519 public keys of
+        those who are let in, 32 bytes each. Without any, everybody is.
         """
         self.node = node
         self.host = host
         self.port = port
-        self.keys = Keys.of(secret)
+        self.keys = Keys.of(parse_key(identity.curve_secret_z85.decode("ascii")))
+        self._public_key = identity.public_key
         self.limits = limits or PortLimits()
         self.room = LargeRoom(self.limits.large_total_bytes)
         self.dropped: Counter[str] = Counter()
@@ -76,6 +80,11 @@ class ClientPort:
     def now(self) -> float:
         """The loop's clock, in seconds."""
         return self._loop.time()
+
+    @property
+    def url(self) -> str:
+        """Where clients find the port, and by what key they know that it is this node's."""
+        return f"tcp://{join_address(self.host, self.port)}?key={self._public_key.hex()}"
 
     @property
     def metrics(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ from node.api.reply import PROBLEM_JSON, encode_json
 from node.api.shapes import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -99,9 +99,11 @@ class ApiServer:
         *,
         on_failure: Callable[[BaseException], None] | None = None,
         on_fault: Callable[[BaseException], None] | None = None,
+        more_metrics: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Nothing is opened before `start`; port 0 lets the system choose.
 
+        `more_metrics` gives numbers to show beside the node's own.
         `on_failure` hears that the face as a whole cannot go on; `on_fault` of every fault of our
         own in answering one request, which is logged and answered with 500 all the same.
         """
@@ -110,6 +112,7 @@ class ApiServer:
         self._node = node
         self._on_failure = on_failure
         self._on_fault = on_fault
+        self._more_metrics = more_metrics
         self._listener: socket.socket | None = None
         self._server: Server | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -125,8 +128,14 @@ class ApiServer:
         assert self._server is None
         listener = _bind(self.host, self.port)
         self.port = listener.getsockname()[1]
+        application = Application(
+            self._node,
+            check_host=HostCheck(self.host),
+            on_fault=self._on_fault,
+            more_metrics=self._more_metrics,
+        )
         config = Config(
-            Application(self._node, check_host=HostCheck(self.host), on_fault=self._on_fault),
+            application,
             http=_Protocol,
             ws="none",
             lifespan="off",
