@@ -135,7 +135,7 @@ def load_config(path: Path) -> NodeConfig:
 
 
 def dump_toml(document: Mapping[str, object]) -> str:
-    """A flat TOML document of text, lists of it, whole numbers and booleans: as they are in JSON."""
+    """A flat TOML document of text, lists of it, whole numbers and booleans: all as in JSON."""
     text = "".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in document.items()
     )
