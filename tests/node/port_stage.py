@@ -6,6 +6,7 @@ Relies on `curve_client.py` for what raw clients send; sockets are real, on free
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,7 @@ from node.client_port import ClientPort
 from node.identity import Identity
 from node.port_limits import PortLimits
 from node.port_messages import decode_answers, encode_requests
-from tests.node.curve_client import CurveClient, frames, greeting
+from tests.node.curve_client import CurveClient, greeting
 from tests.node.fake_ledger import FakeNode
 
 if TYPE_CHECKING:
@@ -127,6 +128,17 @@ class RawClient:
         """Send bytes; the network takes its time."""
         self.writer.write(data)
 
+    async def push(self, data: bytes) -> None:
+        """Send bytes, and wait a little where the network takes no more."""
+        self.send(data)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(0.01):
+                await self.writer.drain()
+
+    def read_nothing(self) -> None:
+        """Leave what the node sends where it is."""
+        self.reader._transport.pause_reading()  # type: ignore[attr-defined] # asyncio's own
+
     async def frame(self) -> bytes:
         """The next frame, whole, as it came."""
         async with asyncio.timeout(DEADLINE_S):
@@ -181,6 +193,3 @@ class RawClient:
         self.send(self.curve.message(b"\x04PING\0\0?", inner=2))
         async with asyncio.timeout(DEADLINE_S):
             return self.curve.opened(await self.frame()) == [(2, b"\x04PONG?")]
-
-
-__all__ = ["DEADLINE_S", "IDENTITY", "PortStage", "RawClient", "frames", "port_stage"]
