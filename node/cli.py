@@ -48,6 +48,30 @@ InFlightOption = Annotated[
         help="With --file: batches under way at a time; 1 keeps the order of the lines.",
     ),
 ]
+ClientsOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Open a client port (ZeroMQ under CURVE) here."),
+]
+ClientKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="With --clients: let in the client with this CURVE public key; may be repeated.",
+    ),
+]
+InsecureClientsOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-clients",
+        help="With --clients: let every client in on an address others can reach.",
+    ),
+]
+JoinOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
+    ),
+]
 _LEDGER = "The ledger"
 _OPERATION = "Operation"
 
@@ -260,30 +284,10 @@ def node_init(  # noqa: PLR0913 - one argument for each option
         bool,
         typer.Option("--insecure-http", help="Allow plain HTTP on an address others can reach."),
     ] = False,
-    clients: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="Open a client port (ZeroMQ, CURVE) here."),
-    ] = None,
-    client_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY",
-            help="With --clients: let in the client with this CURVE public key; may be repeated.",
-        ),
-    ] = None,
-    insecure_clients: Annotated[
-        bool,
-        typer.Option(
-            "--insecure-clients",
-            help="With --clients: let everybody in, where others can reach it.",
-        ),
-    ] = False,
-    join: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
-        ),
-    ] = None,
+    clients: ClientsOption = None,
+    client_key: ClientKeyOption = None,
+    insecure_clients: InsecureClientsOption = False,
+    join: JoinOption = None,
     cluster_id: Annotated[
         str | None, typer.Option(metavar="HEX", help="With --join: refuse another cluster.")
     ] = None,

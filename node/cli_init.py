@@ -148,8 +148,11 @@ def _checked_settings(new: NewNode) -> str:
         field = error.path.rpartition(".")[2]
         raise CommandError(f"--{field}: {error.detail}", ExitCode.USAGE) from error
     except ConfigError as error:
-        is_reach = error.key == "http_host" and "insecure_http" in error.detail
-        code = ExitCode.INSECURE_HTTP if is_reach else ExitCode.USAGE
+        code = ExitCode.USAGE
+        if error.key == "http_host" and "insecure_http" in error.detail:
+            code = ExitCode.INSECURE_HTTP
+        elif error.key == "client_bind" and "insecure_clients" in error.detail:
+            code = ExitCode.INSECURE_CLIENTS
         raise CommandError(f"{error.key}: {error.detail}", code) from error
     lines: dict[str, object] = {
         "name": new.name,
