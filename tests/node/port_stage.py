@@ -56,6 +56,13 @@ class PortStage:
             while not is_true():  # noqa: ASYNC110 - what sockets do has no event of its own
                 await asyncio.sleep(0)
 
+    async def at_rest(self) -> None:
+        """Wait until the port has nothing to do but wait, either."""
+        port = self.port
+        await self.until(
+            lambda: not (port._is_turn_due or port._gathered or port._is_flush_due or port._awake)
+        )
+
     async def heard_frames(self, count: int) -> None:
         """Wait until the only client has sent so many frames."""
         await self.until(lambda: self._session().frames_taken >= count)

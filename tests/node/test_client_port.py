@@ -311,6 +311,25 @@ async def test_a_fault_of_our_own_costs_the_connection_alone(fault: Exception) -
         assert 1 == stage.port.dropped.pop("node_fault")
 
 
+async def test_a_fault_in_answering_does_not_reach_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The node calls from its own loop: an exception there would stop it."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("ours")
+
+    async with port_stage() as stage:
+        monkeypatch.setattr("node.port_connection.outcome_fields", fail)
+        async with RawClient(stage) as client:
+            await client.shake_hands()
+            client.request(submit(1, new_raw()))
+            assert b"" == await client.ended()
+        (call,) = stage.node.calls.values()
+        await call
+        assert 1 == stage.port.dropped.pop("node_fault")
+
+
 async def test_what_is_no_list_of_requests_is_dropped(stage: PortStage) -> None:
     """Another version too."""
     good = encode_requests([submit(1, new_raw())])

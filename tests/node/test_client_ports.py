@@ -6,6 +6,7 @@ libzmq and sockets are real, the nodes are held in memory.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -303,3 +304,30 @@ async def test_a_call_that_is_given_up_leaves_nothing_behind(stage: PortStage) -
         stage.node.gate.set()
         await ledger.record_transaction(user_id="bob", kind="deposit", payload=1)
         assert ({}, {}) == (link_of(ledger)._calls, link_of(ledger)._unsent)
+
+
+async def test_an_answer_is_not_missed_where_a_request_takes_the_edge(stage: PortStage) -> None:
+    """Libzmq tells once that something came; whoever uses the socket next takes that note away."""
+    loop = asyncio.get_running_loop()
+    async with LedgerClient([stage.port.url]) as ledger:
+
+        def record() -> asyncio.Task[Receipt]:
+            call = ledger.record_transaction(user_id="alice", kind="deposit", payload=1)
+            return asyncio.create_task(call)
+
+        await record()
+        stage.node.gate = asyncio.Event()
+        first = record()
+        await stage.until(lambda: len(stage.node.calls) == 2)
+        connection = link_of(ledger)._connection
+        assert connection is not None
+        loop.remove_reader(connection._socket.fileno())
+        stage.node.gate.set()
+        await asyncio.to_thread(select.select, [connection._socket.fileno()], [], [], DEADLINE_S)
+        stage.node.gate = asyncio.Event()
+        second = record()
+        await asyncio.wait_for(first, DEADLINE_S)
+        loop.add_reader(connection._socket.fileno(), connection._reader._drain)
+        assert not second.done()
+        stage.node.gate.set()
+        await second
