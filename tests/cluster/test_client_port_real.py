@@ -17,8 +17,10 @@ from node.client import ConflictError, LedgerClient, NewTransaction
 from storage.chain import ChainStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from consensus.block import Block
     from node.client import Receipt
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio]
@@ -56,14 +58,29 @@ class Callers:
             await self.more.wait()
 
 
-def ids_in(folder: Path) -> list[bytes]:
-    """Every id in a node's chain, in order."""
+def blocks_of(folder: Path, last: int) -> list[Block]:
+    """A node's chain through the block `last`, or as far as the node had come."""
     with closing(ChainStore.open(folder, readonly=True)) as chain:
-        return [
-            transaction_id(raw)
-            for index in range(1, chain.hard_state.commit_index + 1)
-            for raw in chain.block(index).transactions
-        ]
+        return [chain.block(index) for index in range(min(last, chain.last_index) + 1)]
+
+
+def check_chains(folders: Iterable[Path], callers: Callers) -> None:
+    """One chain, in which every receipt is true, every transaction was sent, and no id is twice."""
+    last = max(receipt.index for receipt in callers.receipts.values())
+    chains = [blocks_of(folder / "chain", last) for folder in folders]
+    longest = max(chains, key=len)
+    assert last == longest[-1].index
+    assert all(chain == longest[: len(chain)] for chain in chains)
+    ids = [transaction_id(raw) for block in longest[1:] for raw in block.transactions]
+    assert [] == [wanted for wanted, count in Counter(ids).items() if count > 1]
+    assert callers.sent >= set(ids)
+    for receipt in callers.receipts.values():
+        block = longest[receipt.index]
+        recorded = transaction_id(block.transactions[receipt.position])
+        assert (receipt.id, receipt.block_hash) == (
+            str(uuid.UUID(bytes=recorded)),
+            block.hash.hex(),
+        )
 
 
 async def test_killed_nodes_lose_nothing_and_record_nothing_twice(tmp_path: Path) -> None:
@@ -95,12 +112,7 @@ async def test_killed_nodes_lose_nothing_and_record_nothing_twice(tmp_path: Path
                     again = await ledger.receipt(uuid.UUID(text))
                     assert receipt == again.receipt
         folders = cluster.data_dirs
-    chains = [ids_in(folder / "chain") for folder in folders.values()]
-    longest = max(chains, key=len)
-    assert callers.sent >= set(longest)
-    assert {uuid.UUID(text).bytes for text in callers.receipts} <= set(longest)
-    assert [] == [wanted for wanted, count in Counter(longest).items() if count > 1]
-    assert all(chain == longest[: len(chain)] for chain in chains)
+    check_chains(folders.values(), callers)
 
 
 async def test_both_faces_of_a_cluster_know_the_same_ids(tmp_path: Path) -> None:
