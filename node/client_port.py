@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Self
@@ -104,6 +105,9 @@ class ClientPort:
     async def start(self) -> None:
         """Bind and listen; `port` is then the one listened on. Raises ListenError."""
         self._loop = asyncio.get_running_loop()
+        # Whatever clients do, half of the process's descriptors are left to the node itself.
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._max_connections = min(self.limits.connections, files // 2)
         listener = _bind(self.host, self.port)
         self.port = listener.getsockname()[1]
         self._server = await self._loop.create_server(
@@ -138,7 +142,7 @@ class ClientPort:
     def admit(self, connection: Connection, host: str) -> bool:
         """Counts a new connection in; False where there are enough, in all or from that source."""
         source = source_of(host)
-        is_free = len(self._connections) < self.limits.connections
+        is_free = len(self._connections) < self._max_connections
         if not is_free or self._by_source[source] >= self.limits.connections_per_source:
             self._turned_away += 1
             return False

@@ -31,7 +31,7 @@ from node.port_messages import (
     problem_fields,
 )
 from node.port_requests import Examination, look_up
-from node.zmtp import Session, ZmtpError
+from node.zmtp import Fault, Session, ZmtpError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from node.submissions import Submission
 
 SLICE_TRANSACTIONS: Final = 256
+MAX_EARLY_BYTES: Final = 4 << 10
+"""More than a whole handshake, before the port had a turn for it."""
 SLICE_BYTES: Final = 256 << 10
 """How much of one client's is worked on before others have their turn: about a millisecond."""
 
@@ -62,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._unread_since: float | None = None
         self._is_paused = self._is_stopping = False
         self._is_holding_room = self._is_waiting_for_room = False
+        self._early = bytearray()
         self._inbox: deque[bytes] = deque()
         self._inbox_bytes = self._open_bytes = 0
         self._requests: deque[Submit | LookUp] = deque()
@@ -95,12 +98,14 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read: it gets no further while it does not."""
         self._unread_since = self._port.now
-        self._regulate()
+        with self._port.guard(self):
+            self._regulate()
 
     def resume_writing(self) -> None:
         """It has read."""
         self._unread_since = None
-        self._regulate()
+        with self._port.guard(self):
+            self._regulate()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         """Nobody is there to answer any more: what it waited for is offered no longer."""
@@ -127,6 +132,9 @@ class Connection(asyncio.Protocol):
 
     def work(self) -> bool:
         """Works on what was asked, for a slice; whether more is left that can be worked on now."""
+        if self._early:
+            early, self._early = bytes(self._early), bytearray()
+            self._take(early)
         singles: dict[tuple[Wait, int], list[tuple[int, bytes]]] = {}
         left = SLICE_TRANSACTIONS
         left_bytes = SLICE_BYTES
@@ -214,6 +222,17 @@ class Connection(asyncio.Protocol):
     def _receive(self, data: bytes) -> None:
         if self._is_over:
             return
+        if self._session.is_open:
+            self._take(data)
+            return
+        # Public keys take a tenth of a millisecond each: a flood of handshakes has turns as well.
+        self._early += data
+        if len(self._early) > MAX_EARLY_BYTES:
+            self.drop(Fault.TOO_LARGE)
+        else:
+            self._port.wake(self)
+
+    def _take(self, data: bytes) -> None:
         session = self._session
         try:
             messages = session.receive(data)

@@ -69,6 +69,36 @@ async def test_connections_are_counted_and_turned_away(limits: dict[str, int]) -
             await third.shake_hands()
 
 
+async def test_connections_leave_descriptors_to_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what the process may open."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (3, 3))
+    async with with_limits() as stage, RawClient(stage) as first:
+        await first.shake_hands()
+        async with RawClient(stage) as second:
+            assert b"" == await second.ended()
+
+
+async def test_handshakes_have_turns_as_well() -> None:
+    """Nothing is computed for a client where its bytes arrive; all are served in the end."""
+    async with with_limits(turn_s=0.0) as stage, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(RawClient(stage)) for _ in range(20)]
+        await asyncio.gather(*(client.shake_hands() for client in clients))
+        late = await stack.enter_async_context(RawClient(stage))
+        await stage.until(lambda: stage.port.metrics["client_connections"] == 21)
+        connection = list(stage.port._connections)[-1]
+        connection.data_received(greeting() + late.curve.hello())
+        assert (0, False) == (connection._session.frames_taken, stage.port._awake == {})
+        assert all([await client.is_served() for client in clients])
+
+
+async def test_too_much_before_a_handshake_is_dropped() -> None:
+    """Only so much is kept until the port has a turn for it."""
+    async with with_limits() as stage, RawClient(stage) as client:
+        client.send(greeting() + bytes(5_000))
+        await client.ended()
+        assert 1 == stage.port.dropped["too_large"]
+
+
 async def test_what_counts_as_one_source() -> None:
     """An IPv4 address, mapped or not; of IPv6 a network, since each has 2^64 addresses."""
     assert source_of("192.0.2.1") == source_of("::ffff:192.0.2.1")
