@@ -1,4 +1,4 @@
-"""The command `bitnexus`: what one node's command line has, `up` for a local cluster, `simulate`.
+"""The command `bitnexus`: what one node's command line has, and what is done with many nodes.
 
 Relies on `node.cli` for what speaks to one node.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.cli_bench import bench_app
 from cluster.simulation.faults import Fault
 from node.cli import app
 from node.cli_errors import CommandError, ExitCode
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+app.add_typer(bench_app, name="bench", rich_help_panel="A local cluster")
 
 NodesOption = Annotated[
     int | None,

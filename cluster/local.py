@@ -76,6 +76,8 @@ class ClusterOptions:
     restart: bool = True
     insecure_http: bool = False
     heartbeat_ms: int | None = None
+    election_timeout_ms: tuple[int, int] | None = None
+    """The least and the most; None is 6 and 12 of the heartbeats asked for, else the default."""
     client_port: int | None = None
     """See `ClusterFolder.client_binds`."""
     stop_deadline_s: float = 10.0
@@ -257,11 +259,14 @@ class LocalCluster:
         settings: dict[str, object] = {}
         if self.options.insecure_http:
             settings["insecure_http"] = True
+        election_ms = self.options.election_timeout_ms
         if self.options.heartbeat_ms is not None:
-            low, high = _ELECTION_HEARTBEATS
             settings["heartbeat_ms"] = self.options.heartbeat_ms
-            settings["election_timeout_min_ms"] = low * self.options.heartbeat_ms
-            settings["election_timeout_max_ms"] = high * self.options.heartbeat_ms
+            low, high = _ELECTION_HEARTBEATS
+            heartbeat_ms = self.options.heartbeat_ms
+            election_ms = election_ms or (low * heartbeat_ms, high * heartbeat_ms)
+        if election_ms is not None:
+            settings["election_timeout_min_ms"], settings["election_timeout_max_ms"] = election_ms
         try:
             self._client_binds = self.folder.client_binds(self.options.client_port)
             self.folder.write_node_files(

@@ -10,7 +10,7 @@ of blocks. `_accept_term` settles terms before any handler sees a message; roles
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from consensus.intake import Intake
 from consensus.leadership import NO_REPLY, Leadership, RaftConfig
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from consensus.log import ChainView
     from consensus.messages import MemberId, RaftMessage
     from consensus.ready import HardState
+
+LEARNER_PATIENCE: Final = 10
+"""After so many of the longest election timeouts without a leader a learner asks for votes."""
 
 
 class Elector:
@@ -163,7 +166,7 @@ class Elector:
         if self._save_is_slow() or is_voting:
             self._patience.rest(self._now_us)
             return
-        if not self._is_elector():
+        if not self._may_campaign():
             self._become_follower(self.term)
             return
         self._become_pre_candidate()
@@ -172,20 +175,31 @@ class Elector:
             self._send(peer, request)
         self._on_pre_vote_reply(self.member, PreVoteReply(self.term + 1, granted=True))
 
-    def _is_elector(self) -> bool:
-        """Whether this member may lead: a voter, or one whose removal is not committed.
+    def _may_campaign(self) -> bool:
+        """Whether this member may be the one that the others need.
 
         "A server that is not part of its own latest configuration … should still start new
-        elections" until the new one is committed (dissertation §4.2.2).
+        elections" until the new one is committed (dissertation §4.2.2). So should a learner, after
+        a long time without a leader: it may have the longest log, and a voter may need its vote,
+        by a promotion that the learner's own log does not hold. Else both would wait for ever.
         """
+        return self._may_vote() or (
+            self.member in self.log.roster.latest.keys
+            and self._patience.lost_for_us(self._now_us)
+            >= LEARNER_PATIENCE * self.config.election_max_us
+        )
+
+    def _may_vote(self) -> bool:
+        """Whether this member is a voter, or one whose removal is not committed."""
         roster = self.log.roster
-        if roster.latest_index <= self.log.commit_index:
+        if roster.latest_index <= self.log.commit_index or self.member in roster.latest.keys:
             return self.member in self.voters
-        return self.member in roster.electors(self.log.last_index + 1)
+        is_elector = self.member in roster.electors(self.log.last_index + 1)
+        return is_elector and self.member in roster.at(roster.latest_index - 1).voters
 
     def _on_timeout_now(self, source: MemberId) -> None:
         """The leader hands over: no pre-vote, for nobody else has lost it (dissertation §3.10)."""
-        if source != self.leader or not self._is_elector() or self._save_is_slow():
+        if source != self.leader or not self._may_vote() or self._save_is_slow():
             self.dropped["untimely handover"] += 1
             return
         self._become_candidate(transfer=True)

@@ -24,6 +24,7 @@ class Patience:
         self._random = random
         self.due_us = NOT_STARTED
         self.heard_us = 0
+        self._begun_us = 0
 
     @property
     def has_begun(self) -> bool:
@@ -32,6 +33,8 @@ class Patience:
 
     def rest(self, now_us: int) -> None:
         """A fresh random timeout, so that split votes are rare (paper §5.2)."""
+        if not self.has_begun:
+            self._begun_us = now_us
         spread_us = self._config.election_max_us - self._config.election_min_us
         wait_us = self._config.election_min_us + self._random.randrange(spread_us)
         self.due_us = now_us + wait_us
@@ -44,6 +47,10 @@ class Patience:
     def trusts_leader(self, now_us: int) -> bool:
         """Whether the minimum election timeout since the leader's last word is not over."""
         return now_us - self.heard_us < self._config.election_min_us
+
+    def lost_for_us(self, now_us: int) -> int:
+        """How long no leader has spoken."""
+        return now_us - max(self.heard_us, self._begun_us)
 
     def doubt(self, now_us: int) -> None:
         """The connection to the leader broke: it is trusted no longer, and not waited for long."""

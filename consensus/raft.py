@@ -272,9 +272,12 @@ class Raft(Elector):
         if self.leadership is None:
             return
         self._commit(self.leadership.commit_index())
-        roster = self.log.roster
-        if self.member not in self.voters and roster.latest_index <= self.log.commit_index:
-            # "The leader … steps down … once C_new is committed" (dissertation §4.2.2).
+        log = self.log
+        is_settled = log.roster.latest_index <= log.commit_index
+        leads_in_fact = log.term_at(log.commit_index) == self.term
+        if self.member not in self.voters and is_settled and leads_in_fact:
+            # "The leader … steps down … once C_new is committed" (dissertation §4.2.2), and one
+            # that only learns once a voter can lead in its place.
             self._hand_over(self.leadership)
 
     def _check_leadership(self, leadership: Leadership) -> None:

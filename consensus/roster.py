@@ -91,18 +91,19 @@ class Roster:
         return self._entries[self._position(index)].membership
 
     def electors(self, index: int) -> frozenset[MemberId]:
-        """Who may lead, and so seal the block at `index`: the voters of the last two memberships.
+        """Who may lead, and so seal the block at `index`: the members by the last two memberships.
 
         A leader that removes itself leads until that is committed, and a removed member whose
-        removal is not committed may still be elected (dissertation §4.2.2). The membership before
-        the last one is as far as that goes: a further change waits for the last one's commit.
+        removal is not committed may still be elected (dissertation §4.2.2), as may a learner: see
+        `Elector._may_campaign`. The membership before the last one is as far as that goes: a
+        further change waits for the last one's commit.
         """
         position = self._position(index - 1)
         entry = self._entries[position]
         before = self._entries[max(0, position - 1)]
         if before.incarnation != entry.incarnation:
-            return entry.membership.voters  # those that were given up are not asked any more
-        return entry.membership.voters | before.membership.voters
+            return entry.membership.keys  # those that were given up are not asked any more
+        return entry.membership.keys | before.membership.keys
 
     def former(self, through: int) -> Mapping[MemberId, tuple[Member, int]]:
         """Who was a member once and is none at block `through`, and the block that removed it."""

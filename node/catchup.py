@@ -90,6 +90,13 @@ class CatchUp:
         self._block_bytes: int | None = None
         self._orphan_since_us: int | None = None
 
+    def rests(self, commit_index: int, fetch_through: int, leader: MemberId | None) -> bool:
+        """Whether nothing is on its way or to be asked for, as nearly always."""
+        if leader is None or self._asked or self._arrived:
+            return False
+        self._orphan_since_us = None
+        return max(self.target_index, fetch_through) <= commit_index
+
     def requests(
         self,
         *,

@@ -398,6 +398,12 @@ def node_recover(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it. Without, only what it would do is shown.")
     ] = False,
+    insist: Annotated[
+        bool,
+        typer.Option(
+            "--although-they-answer", help="Do it while others still answer: two ledgers may be."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with one stopped node of a cluster that has lost its majority for good.
@@ -414,7 +420,7 @@ def node_recover(
         )
     from node.cli_recover import recover_node  # noqa: PLC0415 - see the top
 
-    recover_node(data_dir, is_meant=yes, as_json=as_json)
+    recover_node(data_dir, is_meant=yes, is_insisted=insist, as_json=as_json)
 
 
 def main() -> None:

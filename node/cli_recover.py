@@ -20,19 +20,23 @@ from node.folder_lock import DataFolderInUseError, FolderLock
 from node.identity import IdentityError
 from node.recovery import RecoveryRefusedError, plan_recovery, recover
 from node.standing import load_standing
+from node.survivors import who_answers
 from storage.chain import ChainStore
 from storage.errors import StorageError, StoreMissingError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from consensus.block import Block
-    from consensus.membership import Genesis
+    from consensus.membership import Genesis, Member
     from node.recovery import Recovery
 
 
-def recover_node(data_dir: Path, *, is_meant: bool, as_json: bool) -> None:
+def recover_node(data_dir: Path, *, is_meant: bool, is_insisted: bool, as_json: bool) -> None:
     """Say what going on alone means for a stopped node; where `is_meant`, do it.
+
+    While one of those that would be given up answers it is not done, unless `is_insisted`.
 
     Raises:
         CommandError: it is refused, or could not be done.
@@ -48,6 +52,9 @@ def recover_node(data_dir: Path, *, is_meant: bool, as_json: bool) -> None:
             with closing(chain):
                 _audit(chain, standing.genesis)
                 recovery = plan_recovery(chain, standing.identity)
+                alive = who_answers(recovery.given_up, genesis.hash)
+                if is_meant and not is_insisted:
+                    _refuse_while_any(alive)
                 block = recover(chain, standing.identity, recovery) if is_meant else None
     except RecoveryRefusedError as error:
         raise CommandError(str(error), ExitCode.REFUSED) from error
@@ -64,9 +71,9 @@ def recover_node(data_dir: Path, *, is_meant: bool, as_json: bool) -> None:
     ) as error:
         raise CommandError(str(error), exit_code_of(error)) from error
     if as_json:
-        write_json(_document(recovery, block))
+        write_json(_document(recovery, alive, block))
     else:
-        _say_all(recovery, block, data_dir)
+        _say_all(recovery, alive, block, data_dir)
 
 
 def _audit(chain: ChainStore, genesis: Genesis) -> None:
@@ -78,7 +85,21 @@ def _audit(chain: ChainStore, genesis: Genesis) -> None:
             move(step.index + 1)
 
 
-def _document(recovery: Recovery, block: Block | None) -> dict[str, object]:
+def _refuse_while_any(alive: Sequence[Member]) -> None:
+    if alive:
+        raise RecoveryRefusedError(
+            f"{_names(alive)} still answers: stop what is left, and see whether a majority is "
+            "(--although-they-answer does it all the same)"
+        )
+
+
+def _names(members: Sequence[Member]) -> str:
+    return ", ".join(member.name for member in members)
+
+
+def _document(
+    recovery: Recovery, alive: Sequence[Member], block: Block | None
+) -> dict[str, object]:
     return {
         "done": block is not None,
         "member": recovery.member.name,
@@ -87,16 +108,19 @@ def _document(recovery: Recovery, block: Block | None) -> dict[str, object]:
         "last_hash": recovery.last_hash.hex(),
         "commit_index": recovery.commit_index,
         "given_up": [member.name for member in recovery.given_up],
+        "answering": [member.name for member in alive],
         "new_term": recovery.new_term,
         "index": recovery.last_index + 1,
         "incarnation": None if block is None else block.hash.hex(),
     }
 
 
-def _say_all(recovery: Recovery, block: Block | None, data_dir: Path) -> None:
+def _say_all(
+    recovery: Recovery, alive: Sequence[Member], block: Block | None, data_dir: Path
+) -> None:
     """What is, what becomes of it, and what comes next."""
     name, last = recovery.member.name, recovery.last_index
-    given_up = ", ".join(member.name for member in recovery.given_up)
+    given_up = _names(recovery.given_up)
     tail = last - recovery.commit_index
     say(f"{name} goes on alone, without the consent of {given_up}.")
     say(f"  last block      of term {recovery.last_term}, block {last}")
@@ -112,6 +136,8 @@ def _say_all(recovery: Recovery, block: Block | None, data_dir: Path) -> None:
     say("                  their folders; wipe them, then `bitnexus node init --join` and add them")
     say(f"  new incarnation begins with block {last + 1}; others cannot talk with it.")
     say("                  Should a majority of them run after all, there are two ledgers")
+    if alive:
+        say(f"  STILL ANSWERING {_names(alive)}")
     if block is None:
         say("Choose of all nodes that are left the one whose last block has the highest term, and")
         say("only among equals the longest chain: others may lack what clients hold receipts for.")

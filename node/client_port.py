@@ -25,7 +25,6 @@ from node.client_keys import parse_key
 from node.config import join_address
 from node.curve import Keys
 from node.port_connection import Connection
-from node.port_gathering import Gathering
 from node.port_limits import Dropped, LargeRoom, PortLimits, source_of
 from node.zmtp import Fault
 
@@ -76,8 +75,6 @@ class ClientPort:
         self._awake: dict[Connection, None] = {}
         self._answering: dict[Connection, None] = {}
         self._is_turn_due = self._is_flush_due = False
-        self._gathering = Gathering()
-        self._gathered: asyncio.TimerHandle | None = None
         self._server: asyncio.Server | None = None
 
     @property
@@ -161,23 +158,13 @@ class ClientPort:
             del self._by_source[source]
         self._awake.pop(connection, None)
         self._answering.pop(connection, None)
-        self._gathering.forget(connection)
         self.room.leave(connection)
         self._has_changed.set()
 
     def wake(self, connection: Connection) -> None:
-        """The connection has work to do: it gets a turn, at once or with those still expected."""
+        """The connection has work to do: it gets a turn."""
         self._awake[connection] = None
-        if self._is_turn_due:
-            return
-        if self._gathering.is_over(connection, self.now):
-            self._schedule_turn()
-        elif self._gathered is None:
-            self._gathered = self._loop.call_later(self._gathering.wait_s, self._schedule_turn)
-
-    def note_call(self, took_s: float) -> None:
-        """The node took so long for a call that waited for the commit."""
-        self._gathering.note_call(took_s)
+        self._schedule_turn()
 
     def flush_soon(self, connection: Connection) -> None:
         """The connection has answers: they leave with all others that this turn makes ready."""
@@ -193,9 +180,6 @@ class ClientPort:
     # Turns and times
 
     def _schedule_turn(self) -> None:
-        if self._gathered is not None:
-            self._gathered.cancel()
-            self._gathered = None
         if not self._is_turn_due:
             self._is_turn_due = True
             self._loop.call_soon(self._turn)
@@ -218,12 +202,10 @@ class ClientPort:
 
     def _flush(self) -> None:
         self._is_flush_due = False
-        now = self.now
         answering, self._answering = self._answering, {}
         for connection in answering:
             with self.guard(connection):
                 connection.flush()
-            self._gathering.answered(connection, now)
         self._has_changed.set()
 
     def _look_at_times(self) -> None:

@@ -87,7 +87,9 @@ class Fetching:
         True where more may be there for the next turn.
         """
         log, catch_up = self._raft.log, self._catch_up
-        if self._raft.alarm is not None:
+        if self._raft.alarm is not None or self._catch_up.rests(
+            log.commit_index, self._raft.fetch_through, self._raft.leader
+        ):
             return False
         fetched = catch_up.take(log.commit_index, SLICE_BYTES)
         if fetched is not None:

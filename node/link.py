@@ -1,4 +1,4 @@
-"""One sending connection to one peer: a DEALER that is opened anew whenever it breaks.
+"""One sending connection to one peer: a PUSH that is opened anew whenever it breaks.
 
 libzmq tries again by itself while nobody listens at the endpoint. Once there was a connection and
 it broke, this module does: libzmq would reconnect after some faults, but gives up for ever after
@@ -31,7 +31,6 @@ _RECONNECT_MS: Final = 20
 _RECONNECT_MAX_MS: Final = 500
 _MAX_ANSWER_BYTES: Final = 4 * 1024
 """The most a peer may send back: handshakes and pongs, never a message."""
-_MORE: Final = zmq.DONTWAIT | zmq.SNDMORE
 _EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -76,7 +75,7 @@ class Link:
         self._endpoint: str | None = None
         self._retry_ms = _RECONNECT_MS
         self._retry: asyncio.TimerHandle | None = None
-        self._dealer: zmq.Socket[bytes] | None = None
+        self._push: zmq.Socket[bytes] | None = None
         self._monitor: Monitor | None = None
         self.connected = False
         self.obstacle: str | None = None
@@ -89,16 +88,16 @@ class Link:
         self._endpoint = self._route.endpoints[0]
         self._open()
 
-    def send(self, head: bytes, body: bytes) -> bool:
-        """Queue a message of two frames; False where there is no connection or no room."""
-        dealer = self._dealer
-        if dealer is None:
+    def send(self, message: bytes) -> bool:
+        """Queue a message; False where there is no connection or no room."""
+        push = self._push
+        if push is None:
             return False
-        if _queue(dealer, head, body):
+        if _queue(push, message):
             return True
         # News of a connection, or of room, waits in the socket's mailbox. Sending looks there once
         # a millisecond at most, reading EVENTS always.
-        return bool(int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLOUT) and _queue(dealer, head, body)
+        return bool(int(push.getsockopt(zmq.EVENTS)) & zmq.POLLOUT) and _queue(push, message)
 
     def close(self) -> None:
         """Close; what is queued is lost. Harmless when repeated."""
@@ -107,20 +106,20 @@ class Link:
             self._retry.cancel()
         if self._monitor is not None:
             self._monitor.close()
-        if self._dealer is not None:
-            self._dealer.close()
-        self._retry = self._monitor = self._dealer = None
+        if self._push is not None:
+            self._push.close()
+        self._retry = self._monitor = self._push = None
 
     def _open(self) -> None:
         """Begin to connect to the endpoint; where that cannot be, later to the next one."""
         assert self._endpoint is not None, "a route leads somewhere"
         events = _EVENTS | zmq.EVENT_CONNECT_RETRIED if self._route.changes else _EVENTS
         try:
-            self._dealer = _dealer(self._hub, self._settings, self._identity)
-            self._dealer.setsockopt(zmq.CURVE_SERVERKEY, self._server_key)
-            self._dealer.setsockopt(zmq.IPV6, self._endpoint.startswith("["))
-            self._monitor = Monitor(self._hub, self._dealer, events, self._on_event)
-            self._dealer.connect(f"tcp://{self._endpoint}")
+            self._push = _push(self._hub, self._settings, self._identity)
+            self._push.setsockopt(zmq.CURVE_SERVERKEY, self._server_key)
+            self._push.setsockopt(zmq.IPV6, self._endpoint.startswith("["))
+            self._monitor = Monitor(self._hub, self._push, events, self._on_event)
+            self._push.connect(f"tcp://{self._endpoint}")
         except zmq.ZMQError as error:
             self._give_up()
             self.obstacle = cause_of(error)
@@ -165,28 +164,27 @@ def _following(endpoint: str | None, endpoints: tuple[str, ...]) -> str:
     return endpoints[(endpoints.index(endpoint) + 1) % len(endpoints)]
 
 
-def _dealer(hub: SocketHub, settings: LinkSettings, identity: Identity) -> zmq.Socket[bytes]:
-    dealer = hub.socket(zmq.DEALER)
-    dealer.setsockopt(zmq.CURVE_PUBLICKEY, identity.curve_public_z85)
-    dealer.setsockopt(zmq.CURVE_SECRETKEY, identity.curve_secret_z85)
-    dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a peer that is not there
-    dealer.setsockopt(zmq.SNDHWM, settings.high_water_mark)
-    dealer.setsockopt(zmq.RCVHWM, 1)
-    dealer.setsockopt(zmq.MAXMSGSIZE, _MAX_ANSWER_BYTES)
-    dealer.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
-    dealer.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    dealer.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-    dealer.setsockopt(zmq.HEARTBEAT_IVL, settings.heartbeat_ms)
-    dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, settings.heartbeat_timeout_ms)
-    dealer.setsockopt(zmq.HEARTBEAT_TTL, settings.heartbeat_timeout_ms)
-    return dealer
+def _push(hub: SocketHub, settings: LinkSettings, identity: Identity) -> zmq.Socket[bytes]:
+    push = hub.socket(zmq.PUSH)
+    push.setsockopt(zmq.CURVE_PUBLICKEY, identity.curve_public_z85)
+    push.setsockopt(zmq.CURVE_SECRETKEY, identity.curve_secret_z85)
+    push.setsockopt(zmq.IMMEDIATE, 1)  # nothing waits for a peer that is not there
+    push.setsockopt(zmq.SNDHWM, settings.high_water_mark)
+    push.setsockopt(zmq.RCVHWM, 1)
+    push.setsockopt(zmq.MAXMSGSIZE, _MAX_ANSWER_BYTES)
+    push.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
+    push.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    push.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    push.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    push.setsockopt(zmq.HEARTBEAT_IVL, settings.heartbeat_ms)
+    push.setsockopt(zmq.HEARTBEAT_TIMEOUT, settings.heartbeat_timeout_ms)
+    push.setsockopt(zmq.HEARTBEAT_TTL, settings.heartbeat_timeout_ms)
+    return push
 
 
-def _queue(dealer: zmq.Socket[bytes], head: bytes, body: bytes) -> bool:
+def _queue(push: zmq.Socket[bytes], message: bytes) -> bool:
     try:
-        dealer.send(head, _MORE)
-        dealer.send(body, zmq.DONTWAIT)
+        push.send(message, zmq.DONTWAIT)
     except zmq.Again:
         return False
     return True

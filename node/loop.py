@@ -22,6 +22,8 @@ from consensus.messages import InvalidMessageError, decode_message, encode_messa
 from node.catchup import serve
 from node.lane import Lane
 from node.outcomes import NodeFailedError
+from node.pacing import NEVER_US
+from node.saving import SavingThread
 from node.zmq_loop import FailureGuard
 from storage.errors import DamagedBlockError
 
@@ -44,6 +46,7 @@ TICKS_PER_HEARTBEAT: Final = 5
 STALL_TICKS: Final = 10
 """A loop that is so many ticks late was held up."""
 NANOS_PER_MICRO: Final = 1_000
+MICROS_PER_SECOND: Final = 1_000_000
 
 
 class MemberLoop:
@@ -79,25 +82,37 @@ class MemberLoop:
         self._guard = FailureGuard(self._fail)
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._server = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server")
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._saver = SavingThread(chain, on_saved=self._on_saved, on_failure=self._fail)
+        self._submitted: list[Submission] = []
         self._applied_waiters: list[asyncio.Future[None]] = []
         self._leader_waiters: list[asyncio.Future[None]] = []
         self._leader_seen: MemberId | None = None
         self._obstacle_seen: str | None = None
+        self._seal_planned_us = NEVER_US
         self._pump_scheduled = False
         self._running = False
+        self._worst_stall_s = 0.0
 
     @property
     def applied_index(self) -> int:
         """The last index whose transactions this member answers for."""
         return self._replica.applied_index
 
+    def take_worst_stall_us(self) -> int:
+        """By how much the latest tick since the last call came late, in microseconds.
+
+        So much of a stall of this loop is seen as outlasts the time to the next tick.
+        """
+        worst_s, self._worst_stall_s = self._worst_stall_s, 0.0
+        return int(worst_s * 1_000_000)
+
     def start(self, send: Callable[[MemberId, Lane, bytes], bool]) -> None:
         """Begins to take part; `send` never waits, and False from it is a lost message."""
         self._loop = asyncio.get_running_loop()
         self._send = send
         self._running = True
-        self._ticked = self._loop.time()
+        self._ticked = self._tick_due = self._pumped = self._loop.time()
+        self._saver.start()
         self._tick()
 
     def change_membership(self, change: Change, on_settled: Callable[[bool], None]) -> Block:
@@ -130,11 +145,13 @@ class MemberLoop:
         """Waits for the save and the read under way, so that the chain can be closed."""
         await asyncio.to_thread(self._reader.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._server.shutdown, cancel_futures=True)
-        await asyncio.to_thread(self._writer.shutdown)
+        await self._saver.close()
 
     def submit(self, submission: Submission) -> None:
-        """Takes a client's transactions."""
-        self._run(lambda: self._replica.submit(submission))
+        """Takes a client's transactions, at the next pump; once it has stopped, nothing."""
+        if self._running:
+            self._submitted.append(submission)
+            self._wake()
 
     def read(self, on_applied: Callable[[int], None]) -> int | None:
         """Takes a client's linearizable read; see `Replica.read`. None where nothing runs."""
@@ -216,10 +233,14 @@ class MemberLoop:
         now = self._loop.time()
         is_late = now - self._ticked > STALL_TICKS * self._tick_s
         self._ticked = now
+        self._worst_stall_s = max(self._worst_stall_s, now - self._tick_due)
         if is_late:
+            self._tick_due = now
             self._loop.call_soon(self._loop.call_soon, self._tick)
-        else:
-            self._loop.call_later(self._tick_s, self._tick)
+            return
+        self._tick_due = now + self._tick_s
+        self._loop.call_later(self._tick_s, self._tick)
+        if now - self._pumped >= self._tick_s / 2:  # each pump lets time pass, too
             self._pump()
 
     def _wake(self) -> None:
@@ -234,14 +255,18 @@ class MemberLoop:
             self._pump()
 
     def _pump(self) -> None:
+        self._pumped = self._loop.time()
         with self._guard:
             applied_before = self._replica.applied_index
             self._replica.tick(*_clocks())
+            if self._submitted:
+                submitted, self._submitted = self._submitted, []
+                self._replica.submit(*submitted)
             effects = self._replica.pump()
             for target, lane, message in effects.envelopes:
                 self._send(target, lane, encode_message(message))
             if effects.save is not None:
-                self._start_save(effects.save)
+                self._saver.save(effects.save)
             if effects.recorded:
                 self._read_recorded(effects.recorded)
             for serving in effects.servings:
@@ -258,6 +283,19 @@ class MemberLoop:
                 self._note_obstacle()
             if effects.more:
                 self._wake()
+            self._plan_seal()
+
+    def _plan_seal(self) -> None:
+        """What gathers is sealed in its time, though nothing else happens until then."""
+        due_us = self._replica.seal_us
+        if due_us < self._seal_planned_us:
+            self._seal_planned_us = due_us
+            delay_us = due_us - time.monotonic_ns() // NANOS_PER_MICRO
+            self._loop.call_later(max(0, delay_us) / MICROS_PER_SECOND, self._seal_in_time)
+
+    def _seal_in_time(self) -> None:
+        self._seal_planned_us = NEVER_US
+        self._wake()
 
     def _note_obstacle(self) -> None:
         """Whoever looks into this member's log must find why it takes no part: once, not in a row.
@@ -268,22 +306,8 @@ class MemberLoop:
         if self._obstacle_seen is not None:
             _log.error("takes_no_part", reason=self._obstacle_seen)
 
-    def _start_save(self, save: Save) -> None:
-        work = self._loop.run_in_executor(self._writer, self._save, save)
-        work.add_done_callback(lambda done: self._on_saved(save, done))
-
-    def _save(self, save: Save) -> None:
-        self._chain.save(
-            hard_state=save.hard_state, truncate_from=save.truncate_from, blocks=save.blocks
-        )
-
-    def _on_saved(self, save: Save, done: asyncio.Future[None]) -> None:
-        """A save that failed is never tried again: what is on the disk is not known."""
-        error = done.exception()
-        if error is not None:
-            self._fail(error)
-        else:
-            self._run(lambda: self._replica.saved(save))
+    def _on_saved(self, save: Save) -> None:
+        self._run(lambda: self._replica.saved(save))
 
     def _serve(self, serving: Serving) -> None:
         """Reads, verifies and encodes in a thread what a peer fetches."""
@@ -334,7 +358,7 @@ class MemberLoop:
             return
         block = done.result()
         for one in recorded:
-            self._replica.answer_recorded(one, block)
+            one.settle(block)
 
 
 def _release(waiters: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:

@@ -334,7 +334,7 @@ class Connection(asyncio.Protocol):
                 transactions,
                 wait=wait,
                 timeout_s=timeout_ms / 1_000,
-                on_done=partial(self._on_done, place, numbers, self._port.now),
+                on_done=partial(self._on_done, place, numbers),
             )
         except LedgerError as error:
             self._unanswered_transactions -= len(transactions)
@@ -346,12 +346,9 @@ class Connection(asyncio.Protocol):
         if not call.is_done:
             self._calls[place] = call
 
-    def _on_done(
-        self, place: int, numbers: tuple[int, ...], begun_at: float, outcomes: list[Outcome]
-    ) -> None:
+    def _on_done(self, place: int, numbers: tuple[int, ...], outcomes: list[Outcome]) -> None:
         """The node has an outcome for each transaction of a call; it may be at once."""
-        if self._calls.pop(place, None) is not None:
-            self._port.note_call(self._port.now - begun_at)
+        self._calls.pop(place, None)
         self._unanswered_transactions -= len(outcomes)
         if self._is_over:
             return

@@ -340,7 +340,7 @@ class Node:
     def metrics(self) -> dict[str, int]:
         """Counters and gauges by name, as plain numbers."""
         checkpointer = self._checkpointer
-        return node_metrics(self._replica, self._loop.dropped, self._transport.counters) | {
+        return node_metrics(self._replica, self._loop, self._transport.counters) | {
             "indexed_index": self._index.applied_index,
             "checkpointed_index": checkpointer.checkpointed_index if checkpointer else -1,
             "alarms": len(self.alarms),
@@ -484,10 +484,10 @@ class Node:
         self._replica.expire(call)
 
     async def _blocks_at(self, indexes: set[int]) -> dict[int, Block]:
-        """Recent blocks come from memory; older ones are read and verified in a thread."""
-        blocks = {index: self._raft.log.recent_block(index) for index in indexes}
-        old = sorted(index for index, block in blocks.items() if block is None)
-        if old:
+        """What is in memory comes from there; the rest is read and verified in a thread."""
+        recent, cached = self._raft.log.recent_block, self._chain.cached_block
+        blocks = {index: recent(index) or cached(index) for index in indexes}
+        if old := sorted(index for index, block in blocks.items() if block is None):
             read = await asyncio.to_thread(lambda: [self._chain.block(index) for index in old])
             blocks.update(zip(old, read, strict=True))
         return {index: block for index, block in blocks.items() if block is not None}

@@ -1,15 +1,14 @@
 """Messages between members: who may send, who has sent, and what is dropped.
 
-One ROUTER receives from every peer. For each peer two DEALERs send, one for each `Lane`, so that a
+One PULL receives from every peer. For each peer two PUSHes send, one for each `Lane`, so that a
 heartbeat never queues behind blocks. Messages are one-way: an answer leaves through the other
-side's DEALER, and the ROUTER never sends. Delivery is what Raft asks for and no more: in order
-within a lane, at most once, and lost when a queue is full or a connection breaks.
+side's PUSH. Delivery is what Raft asks for and no more: in order within a lane, at most once, and
+lost when a queue is full or a connection breaks.
 
 CURVE is always on. Its keys come from the members given to `set_peers`; who sent a message is the
-User-Id that `node.zap` put on the authenticated connection, never a routing id, which the other
-side may choose. A peer that cannot be connected to, whatever its address says, is told of and tried
-again; it stops nothing. Relies on `node.route` for where peers are, on `node.link` for sending and
-on `node.zmq_loop` for reading.
+User-Id that `node.zap` put on the authenticated connection. A peer that cannot be connected to,
+whatever its address says, is told of and tried again; it stops nothing. Relies on `node.route` for
+where peers are, on `node.link` for sending and on `node.zmq_loop` for reading.
 """
 
 from __future__ import annotations
@@ -40,11 +39,12 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("node")
 CLUSTER_ID_BYTES: Final = 32
-"""A message is two frames: the cluster id, then the payload, which so leaves without a copy."""
+"""A message is one frame: the cluster id, then the payload. Each frame is encrypted for itself."""
 MAX_PAYLOAD_BYTES: Final = 4 * 1024 * 1024
 """The most one message may carry: the limit "peer frame" of the design."""
 _CURVE_OVERHEAD_BYTES: Final = 33
 """What a CURVE MESSAGE adds to a frame: name 8, nonce 8, authenticator 16, flags 1 (RFC 26)."""
+_MAX_FRAME_BYTES: Final = CLUSTER_ID_BYTES + MAX_PAYLOAD_BYTES + _CURVE_OVERHEAD_BYTES
 _RECEIVE_HIGH_WATER_MARK: Final = 64
 """Messages held for each connection before TCP pushes back on the peer."""
 _BACKLOG: Final = 512
@@ -178,14 +178,14 @@ class Transport:
         self._members: dict[str, MemberId] = {}  # by User-Id
         self._peers: dict[MemberId, _Peer] = {}
         self._hub: SocketHub | None = None
-        self._router: zmq.Socket[bytes] | None = None
+        self._pull: zmq.Socket[bytes] | None = None
         self._sockets = ExitStack()
 
     @property
     def address(self) -> str:
         """Where this transport listens, as "host:port". Only while it is started."""
-        assert self._router is not None, "not started"
-        return self._router.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
+        assert self._pull is not None, "not started"
+        return self._pull.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
 
     @property
     def connected(self) -> frozenset[MemberId]:
@@ -230,13 +230,13 @@ class Transport:
             self._hub = hub
             self._resolver = Resolver(hub, self._look_up)
             self._open_gate(hub)
-            self._open_router(hub, host, port, ipv6=family == socket.AF_INET6)
+            self._open_pull(hub, host, port, ipv6=family == socket.AF_INET6)
             self._connect(hub)
             undo.pop_all()
 
     async def close(self) -> None:
         """Close every connection at once; what is still queued is lost. Harmless when repeated."""
-        hub, self._hub, self._router = self._hub, None, None
+        hub, self._hub, self._pull = self._hub, None, None
         for peer in self._peers.values():
             peer.close()
         self._peers.clear()
@@ -255,7 +255,7 @@ class Transport:
             self.counters.dropped_unknown += 1
             return False
         link = peer.links[lane]
-        if link.send(self._cluster_id, payload):
+        if link.send(self._cluster_id + payload):
             self.counters.sent += 1
             self.counters.sent_bytes += len(payload)
             return True
@@ -282,51 +282,49 @@ class Transport:
         gate.send_multipart(answer, zmq.DONTWAIT)
         return True
 
-    def _open_router(self, hub: SocketHub, host: str, port: int, *, ipv6: bool) -> None:
-        router = hub.socket(zmq.ROUTER)
-        self._sockets.callback(router.close)
-        router.setsockopt(zmq.CURVE_SERVER, 1)
-        router.setsockopt(zmq.CURVE_SECRETKEY, self._identity.curve_secret_z85)
-        router.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-        router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # otherwise: no gate, and everyone is let in
-        router.setsockopt(zmq.MAXMSGSIZE, MAX_PAYLOAD_BYTES + _CURVE_OVERHEAD_BYTES)
-        router.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER_MARK)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        router.setsockopt(zmq.BACKLOG, _BACKLOG)
-        router.setsockopt(zmq.IPV6, ipv6)
-        self._sockets.callback(Monitor(hub, router, _REFUSALS, self._on_refusal).close)
+    def _open_pull(self, hub: SocketHub, host: str, port: int, *, ipv6: bool) -> None:
+        pull = hub.socket(zmq.PULL)
+        self._sockets.callback(pull.close)
+        pull.setsockopt(zmq.CURVE_SERVER, 1)
+        pull.setsockopt(zmq.CURVE_SECRETKEY, self._identity.curve_secret_z85)
+        pull.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        pull.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # otherwise: no gate, and everyone is let in
+        pull.setsockopt(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+        pull.setsockopt(zmq.RCVHWM, _RECEIVE_HIGH_WATER_MARK)
+        pull.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        pull.setsockopt(zmq.BACKLOG, _BACKLOG)
+        pull.setsockopt(zmq.IPV6, ipv6)
+        self._sockets.callback(Monitor(hub, pull, _REFUSALS, self._on_refusal).close)
         try:
-            router.bind(f"tcp://[{host}]:{port}" if ipv6 else f"tcp://{host}:{port}")
+            pull.bind(f"tcp://[{host}]:{port}" if ipv6 else f"tcp://{host}:{port}")
         except zmq.ZMQError as error:
             raise TransportError(
                 f"cannot listen for peers on {self._bind}: {cause_of(error)}"
             ) from error
-        self._sockets.callback(Reader(hub, router, partial(self._receive, router)).close)
-        self._router = router
+        self._sockets.callback(Reader(hub, pull, partial(self._receive, pull)).close)
+        self._pull = pull
 
     def _on_refusal(self, _event: int) -> None:
         self.counters.refused_handshakes += 1
 
-    def _receive(self, router: zmq.Socket[bytes]) -> bool:
+    def _receive(self, pull: zmq.Socket[bytes]) -> bool:
         """Take one message in. A peer's fault is dropped and counted. False when there is none."""
         try:
-            router.recv(zmq.DONTWAIT)  # the routing id: whatever the other side likes to say
+            frame = pull.recv(zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return False
-        head = router.recv(zmq.DONTWAIT, copy=False)
-        body = router.recv(zmq.DONTWAIT, copy=False) if head.more else None
-        if body is None or body.more:
+        if frame.more:
             self.counters.malformed += 1
-            _skip_rest(router)
+            _skip_rest(pull)
             return True
-        member = self._members.get(str(body.get("User-Id")))
+        member = self._members.get(str(frame.get("User-Id")))
+        raw = frame.bytes
         if member is None:
             self.counters.refused_senders += 1
-        elif head.bytes != self._cluster_id:
+        elif not raw.startswith(self._cluster_id):
             self.counters.wrong_cluster += 1
         else:
-            self._deliver(member, body.bytes)
+            self._deliver(member, raw[CLUSTER_ID_BYTES:])
         return True
 
     def _deliver(self, member: MemberId, payload: bytes) -> None:
@@ -392,9 +390,9 @@ class Transport:
                 self._on_connect(member)
 
 
-def _skip_rest(router: zmq.Socket[bytes]) -> None:
-    while router.getsockopt(zmq.RCVMORE):
-        router.recv(zmq.DONTWAIT)
+def _skip_rest(pull: zmq.Socket[bytes]) -> None:
+    while pull.getsockopt(zmq.RCVMORE):
+        pull.recv(zmq.DONTWAIT)
 
 
 async def _resolve(bind: str) -> tuple[str, int, int]:

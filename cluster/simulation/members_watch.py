@@ -149,7 +149,7 @@ class MembersWatch:
             index=block.index,
             members=members,
             learners=learners,
-            electors=form.voters | (keys - learners),
+            electors=form.keys | keys,
             ever=form.ever | keys,
         )
 

@@ -274,9 +274,7 @@ class Watch:
             case AppendReply():
                 index = message.match_index
                 assert index <= machine.chain.last_index, f"{machine.name} acknowledged unsaved"
-                ours = machine.running.raft.log.hash_at(index)
-                durable = machine.chain.tip(index).hash
-                assert ours == durable, f"{machine.name} acknowledged what is not on its disk"
+                self._check_acknowledged(machine, message)
                 last = self._acknowledged.get((message.term, machine.member), 0)
                 self._acknowledged[message.term, machine.member] = max(last, index)
             case HeartbeatReply():
@@ -284,6 +282,19 @@ class Watch:
                 # It is a hint, and what it tells of may be truncated by the save it waited for.
                 highest = self._highest.get(machine.number, 0)
                 assert saved <= highest, f"{machine.name} claims unsaved blocks"
+
+    def _check_acknowledged(self, machine: Machine, reply: AppendReply) -> None:
+        """What is acknowledged is the block on the disk.
+
+        A reply that was let out under an earlier term is of that leader's block, which may have
+        given way since in the log, but not yet on the disk: that save begins after it has left.
+        """
+        raft, durable = machine.running.raft, machine.chain.tip(reply.match_index)
+        if reply.term == raft.term:
+            is_held = raft.log.hash_at(reply.match_index) == durable.hash
+        else:
+            is_held = durable.term <= reply.term
+        assert is_held, f"{machine.name} acknowledged what is not on its disk"
 
     def _check_candidate(self, machine: Machine, term: int, candidate: MemberId) -> None:
         """A vote is for a log at least as up to date as the voter's own (paper §5.4.1).

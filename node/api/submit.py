@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from node.api.interface import LedgerNode
+    from node.api.json_input import Submission
     from node.api.reply import Receive, Scope
     from node.outcomes import Outcome
 
@@ -55,7 +56,9 @@ _MULTI_STATUS: Final = 207
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class Options:
+    """How a submit wants to be answered: until what to wait, and how long at most."""
+
     wait: Wait
     timeout_s: float
 
@@ -66,7 +69,7 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
     Raises ProblemError where the request as a whole is refused (nothing is recorded then), and
     ClientGoneError.
     """
-    options = _read_options(scope["query_string"])
+    options = read_options(scope["query_string"])
     check_lengths(scope["headers"], limit_bytes=MAX_BODY_BYTES)
     check_type(scope["headers"])
     body = await read_body(receive, limit_bytes=MAX_BODY_BYTES)
@@ -74,6 +77,11 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
     outcomes = await node.submit(
         submission.transactions, wait=options.wait, timeout_s=options.timeout_s
     )
+    return submit_reply(submission, outcomes)
+
+
+def submit_reply(submission: Submission, outcomes: Sequence[Outcome]) -> Reply:
+    """Return the answer to a submission of which everything has its outcome."""
     assert len(outcomes) == len(submission.transactions)
     if not submission.is_batch:
         return _single_reply(outcomes[0])
@@ -83,9 +91,10 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
 
 
 @lru_cache(maxsize=64)
-def _read_options(query_string: bytes) -> _Options:
+def read_options(query_string: bytes) -> Options:
+    """Read how long to wait, and for what; raises ProblemError."""
     query: Query = parse_query(query_string, SUBMIT_PARAMETERS)
-    return _Options(Wait(query.choice("wait")), query.whole("timeout_ms") / 1000)
+    return Options(Wait(query.choice("wait")), query.whole("timeout_ms") / 1000)
 
 
 def _single_reply(outcome: Outcome) -> Reply:

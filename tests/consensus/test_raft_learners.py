@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 
 from consensus.changes import ChangeError, ChangeKind, ChangeRefusal
+from consensus.elections import LEARNER_PATIENCE
 from consensus.learners import Round
-from consensus.messages import VoteReply, VoteRequest
+from consensus.messages import PreVoteRequest, VoteReply, VoteRequest
 from consensus.ready import Role
 from tests.consensus.raft_chains import member_id, name_of, transaction
 from tests.consensus.raft_mail import MILLISECOND_US, SECOND_US, Weather
@@ -96,15 +97,77 @@ def test_learner_reads_and_applies() -> None:
     assert (3, {1: 3}) == (network.hosts["d"].applied_index, network.hosts["d"].reads)
 
 
-def test_learner_never_campaigns() -> None:
-    """However long it hears of nobody; but it forgets the leader that fell silent."""
+def test_learner_is_patient_without_a_leader() -> None:
+    """It forgets the one that fell silent, and leaves the election to the voters."""
     network = learning_network()
     network.read("d", 1)
     for name in "abc":
         network.crash(name)
-    network.run(30 * SECOND_US)
-    assert (Role.FOLLOWER, 1, None) == (network.role("d"), network["d"].term, network["d"].leader)
+    network.run((LEARNER_PATIENCE - 1) * network.config.election_max_us)
+    assert (Role.FOLLOWER, None) == (network.role("d"), network["d"].leader)
+    assert network.sent("d", "b", PreVoteRequest) == []
     assert {1: None} == network.hosts["d"].reads
+
+
+def test_learner_alone_disturbs_nobody() -> None:
+    """However long it asks for pre-votes, its term stays what it was."""
+    network = learning_network()
+    for name in "abc":
+        network.crash(name)
+    network.run(30 * SECOND_US)
+    assert network["d"].term == 1
+
+
+def network_that_needs_a_learner() -> Network:
+    """`a` holds a promotion of `d`; the log of `d` is of a later term, and does not hold it.
+
+    It has that from `b`, which nobody but `c` voted for, and which is gone for good.
+    """
+    network = learning_network()
+    network.change("a", PROMOTE, "d")
+    network.settle("ad")
+    network.crash("c")
+    network.start("c")
+    network.stand("b")
+    network.drop("b", "a")
+    network.deliver("b", "c", VoteRequest)
+    network.finish_save("c")
+    network.deliver("c", "b", VoteReply)
+    network.drop("b", "c")
+    network.settle("bd")
+    network.crash("a")
+    network.start("a")
+    network.crash("b")
+    network.bag.clear()
+    assert ("abcd", "abc") == (voters(network, "a"), voters(network, "d"))
+    return network
+
+
+def test_learner_with_the_longest_log_leads_until_a_voter_can() -> None:
+    """Else `a` would wait for the vote of `d`, which must refuse it, for ever.
+
+    "A server that is not part of its own latest configuration … should still start new elections"
+    (§4.2.2).
+    """
+    network = network_that_needs_a_learner()
+    assert network.run(20 * SECOND_US, lambda: network.leader in {"a", "c"})
+    network.run(SECOND_US)
+    assert 1 == len({network[name].log.last_tip.hash for name in "acd"})
+
+
+def test_learner_that_leads_commits_first() -> None:
+    """Before a block of its own term is committed no voter could lead in its place."""
+    network = network_that_needs_a_learner()
+    network.now_us += LEARNER_PATIENCE * network.config.election_max_us
+    network.stand("d")
+    network.deliver("d", kind=VoteRequest)
+    network.finish_saves("ac")
+    network.deliver(kind=VoteReply)
+    network.finish_save("d")
+    assert Role.LEADER is network.role("d")
+    network.settle()
+    assert Role.FOLLOWER is network.role("d")
+    assert network.leader in {"a", "c"}
 
 
 # Rounds (§4.2.1)

@@ -14,7 +14,7 @@ def test_who_cannot_lead_forgets_a_leader_that_it_does_not_hear() -> None:
     network = Network()
     network.elect("a")
     learner = network["c"]
-    with mock.patch.object(learner, "_is_elector", return_value=False):
+    with mock.patch.object(learner, "_may_campaign", return_value=False):
         network.crash("a")
         network.crash("b")
         network.run(SECOND_US)

@@ -59,9 +59,7 @@ class PortStage:
     async def at_rest(self) -> None:
         """Wait until the port has nothing to do but wait, either."""
         port = self.port
-        await self.until(
-            lambda: not (port._is_turn_due or port._gathered or port._is_flush_due or port._awake)
-        )
+        await self.until(lambda: not (port._is_turn_due or port._is_flush_due or port._awake))
 
     async def heard_frames(self, count: int) -> None:
         """Wait until the only client has sent so many frames."""

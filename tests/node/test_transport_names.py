@@ -95,7 +95,7 @@ async def test_numbers_are_not_looked_up(members: Members, names: Names) -> None
         second = await members.open(bind=f"{host}:0")
         second.meet(first)
         first.meet(second)
-        assert all(link._dealer for link in first.transport._peers[second.id].links.values())
+        assert all(link._push for link in first.transport._peers[second.id].links.values())
         assert second.id == await soon(first.ups.get())
     assert [] == names.asked
 

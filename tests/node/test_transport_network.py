@@ -263,7 +263,7 @@ async def test_running_out_of_descriptors_puts_a_link_off(
 
     def scarce(hub: SocketHub, kind: int) -> zmq.Socket[bytes]:
         nonlocal refusals
-        if kind == zmq.DEALER and refusals:
+        if kind == zmq.PUSH and refusals:
             refusals -= 1
             raise zmq.ZMQError(errno.EMFILE)
         return opened(hub, kind)

@@ -96,9 +96,7 @@ async def test_no_address_stops_a_start(members: Members, address: str) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(
-    "kinds", [[zmq.DEALER] * 6, [zmq.PAIR] * 4, [zmq.DEALER, zmq.PAIR, zmq.PAIR]]
-)
+@pytest.mark.parametrize("kinds", [[zmq.PUSH] * 6, [zmq.PAIR] * 4, [zmq.PUSH, zmq.PAIR, zmq.PAIR]])
 async def test_want_of_descriptors_puts_a_new_peer_off(
     members: Members, monkeypatch: pytest.MonkeyPatch, kinds: list[int]
 ) -> None:
@@ -125,7 +123,7 @@ async def test_a_peer_that_is_merely_not_there_is_no_alarm(
 ) -> None:
     """Once there are sockets again, a peer that is down is one like any other."""
     first, down = await members.open(), somebody()
-    scarce_sockets(monkeypatch, zmq.DEALER, zmq.DEALER)
+    scarce_sockets(monkeypatch, zmq.PUSH, zmq.PUSH)
     first.transport.set_peers({down: NOWHERE})
     assert [down] == list(first.transport.unusable)
     await until(lambda: not first.transport.unusable)
@@ -140,7 +138,7 @@ async def test_want_of_descriptors_stops_no_start(
     second = await members.open()
     first = Member()
     first.meet(second)
-    scarce_sockets(monkeypatch, zmq.DEALER, zmq.DEALER)
+    scarce_sockets(monkeypatch, zmq.PUSH, zmq.PUSH)
     await first.transport.start()
     members.push_async_callback(first.transport.close)
     second.meet(first)
@@ -155,7 +153,7 @@ async def test_a_peer_that_turns_unusable_again_is_logged_again(
     first, second = await members.pair()
     with capture_logs() as logs:
         for _ in range(2):
-            left = scarce_sockets(monkeypatch, zmq.DEALER, zmq.DEALER)
+            left = scarce_sockets(monkeypatch, zmq.PUSH, zmq.PUSH)
             address = second.address
             await second.transport.close()
             await until(partial(list.__eq__, left, []))

@@ -180,11 +180,11 @@ class Names:
 
 
 class RawClient:
-    """A DEALER of a stranger's own making, with the events of its connection."""
+    """A socket of a stranger's own making, with the events of its connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: int = zmq.PUSH) -> None:
         self.context = zmq.Context()
-        self.socket = self.context.socket(zmq.DEALER)
+        self.socket = self.context.socket(kind)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.monitor = self.socket.get_monitor_socket()
 

@@ -15,7 +15,10 @@ import pytest
 from tools import check
 
 STATIC = ["ruff check .", "ruff format --check .", "mypy"]
-MEASURED_TESTS = "coverage run -m pytest"
+REST = "pytest tests --ignore=tests/consensus --ignore=tests/cluster/simulation"
+MEASURED_TESTS = "coverage run -m pytest tests/consensus"
+SIMULATION = "pytest tests/cluster/simulation"
+ALL_TESTS = sorted([REST, MEASURED_TESTS, SIMULATION])
 
 
 class Tools:
@@ -35,12 +38,17 @@ class Tools:
             self.ran.append(words)
         return int(any(words.startswith(each) for each in self.failing))
 
+    def beside(self, *command: str) -> tuple[int, str]:
+        """Note one tool, in the place of check.tool_beside."""
+        return self(*command), f"what {command[0]} says\n"
+
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     """The recorder, in the place of every tool."""
     tools = Tools()
     monkeypatch.setattr(check, "tool", tools)
+    monkeypatch.setattr(check, "tool_beside", tools.beside)
     return tools
 
 
@@ -70,7 +78,8 @@ def test_all_runs_every_gate_and_the_tests_once(
 ) -> None:
     """The default is everything, cheapest first."""
     assert 0 == main(monkeypatch)
-    assert [*STATIC, MEASURED_TESTS] == tools.ran
+    assert STATIC == tools.ran[: len(STATIC)]
+    assert ALL_TESTS == sorted(tools.ran[len(STATIC) :])
 
 
 def test_a_failed_gate_keeps_the_tests_from_starting(
@@ -101,11 +110,26 @@ def test_chosen_tests_run_without_the_coverage_gate(
     assert ["pytest -x tests/tools"] == tools.ran
 
 
-def test_failed_tests_are_red(monkeypatch: pytest.MonkeyPatch, tools: Tools) -> None:
-    """Full coverage by tests that fail is worth nothing."""
-    tools.failing = {"coverage run"}
+@pytest.mark.parametrize("part", ALL_TESTS)
+def test_failed_tests_are_red(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tools: Tools, part: str
+) -> None:
+    """Full coverage by tests that fail is worth nothing; the other parts are told all the same."""
+    tools.failing = {part}
 
     assert 1 == main(monkeypatch, "tests")
+    told = capsys.readouterr().out
+    assert [1, 1, 1] == [told.count(f"{each}: ") for each in ALL_TESTS]
+    assert "what coverage says" in told
+
+
+def test_what_runs_beside_gives_way_and_is_heard() -> None:
+    """A real tool, run for real: at a low priority, its words kept for later."""
+    program = "import os, sys; print(os.nice(0)); sys.exit(3)"
+    status, told = check.tool_beside("timeit", "-n1", "-r1", program)
+    assert status != 0
+    assert "10" in told.splitlines()
+    assert "SystemExit: 3" in told
 
 
 def test_an_unreadable_measurement_is_red(monkeypatch: pytest.MonkeyPatch, tools: Tools) -> None:
@@ -137,7 +161,7 @@ def test_the_floor_holds_for_lines_and_for_branches(
 
     assert expected == main(monkeypatch, "tests")
     gaps = ["coverage report --show-missing --include=consensus/*"] * expected
-    assert [MEASURED_TESTS, *gaps] == tools.ran
+    assert sorted([*ALL_TESTS, *gaps]) == sorted(tools.ran)
     assert ("must have 95 %" in capsys.readouterr().out) == bool(expected)
 
 

@@ -31,6 +31,11 @@ KEPT: list[tuple[str, Scenario]] = [
     ("one member's vote, twice", Scenario(seed=45, nodes=5, seconds=30.0)),
     ("a read at a cut-off leader", Scenario(seed=3, nodes=3, seconds=30.0, profile="network")),
     ("a heartbeat's reply that waits while its blocks go", Scenario(seed=301, seconds=60.0)),
+    (
+        "a reply to an old leader, let out before the next one's blocks",
+        Scenario(seed=20111, nodes=3, seconds=180.0),
+    ),
+    ("a learner whose log is the longest", Scenario(seed=20147, nodes=3, seconds=180.0)),
     *(
         (story, Scenario(seed=seed, nodes=nodes, seconds=30.0, profile="membership"))
         for story, nodes, seed in (
