@@ -42,6 +42,16 @@ HttpPortOption = Annotated[
         ),
     ),
 ]
+ClientPortOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="P",
+        help=(
+            "Client ports (ZeroMQ) of the nodes on P, P+1, ... of loopback; 0 takes free ones. "
+            "(default: 9001, or free ones where HTTP has them)"
+        ),
+    ),
+]
 HttpHostOption = Annotated[
     str | None,
     typer.Option(
@@ -77,12 +87,13 @@ NoRestartOption = Annotated[bool, typer.Option("--no-restart", help="Leave a nod
 
 
 @app.command(rich_help_panel="A local cluster")
-def up(
+def up(  # noqa: PLR0913 - one argument for each option
     *,
     nodes: NodesOption = None,
     data_dir: DataDirOption = Path("data"),
     http_port: HttpPortOption = None,
     http_host: HttpHostOption = None,
+    client_port: ClientPortOption = None,
     postgres: PostgresOption = "embedded",
     heartbeat_ms: HeartbeatOption = None,
     insecure_http: InsecureHttpOption = False,
@@ -104,6 +115,7 @@ def up(
         restart=not no_restart,
         insecure_http=insecure_http,
         heartbeat_ms=heartbeat_ms,
+        client_port=client_port,
     )
     raise typer.Exit(_run(options, as_json=as_json))
 

@@ -48,6 +48,30 @@ InFlightOption = Annotated[
         help="With --file: batches under way at a time; 1 keeps the order of the lines.",
     ),
 ]
+ClientsOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Open a client port (ZeroMQ under CURVE) here."),
+]
+ClientKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="With --clients: let in the client with this CURVE public key; may be repeated.",
+    ),
+]
+InsecureClientsOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-clients",
+        help="With --clients: let every client in on an address others can reach.",
+    ),
+]
+JoinOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
+    ),
+]
 _LEDGER = "The ledger"
 _OPERATION = "Operation"
 
@@ -94,7 +118,7 @@ def submit(
 
     With --json the receipt, or one object for each line in the order of the lines.
     """
-    urls = node_urls(node)
+    urls = node_urls(node, may_be_ports=True)
     if file is not None:
         if (user, kind, payload, transaction_id) != (None, None, None, None):
             raise CommandError("--file stands alone: each line says it all", ExitCode.USAGE)
@@ -163,7 +187,8 @@ def receipt(
     """Show whether a transaction is committed, and where it stands in the chain."""
     from node.cli_ledger import show_receipt  # noqa: PLC0415 - see the top
 
-    code = show_receipt(node_urls(node), transaction_id, timeout_s=timeout, as_json=as_json)
+    urls = node_urls(node, may_be_ports=True)
+    code = show_receipt(urls, transaction_id, timeout_s=timeout, as_json=as_json)
     raise typer.Exit(code)
 
 
@@ -243,7 +268,7 @@ app.command("transfer-leadership", rich_help_panel=_OPERATION)(transfer_leadersh
 
 
 @node_app.command("init")
-def node_init(
+def node_init(  # noqa: PLR0913 - one argument for each option
     *,
     data_dir: Annotated[Path, typer.Option(help="The node's folder; absent or empty.")],
     name: Annotated[str, typer.Option(help="The node's name: 1 to 63 of a-z, 0-9 and -.")],
@@ -259,12 +284,10 @@ def node_init(
         bool,
         typer.Option("--insecure-http", help="Allow plain HTTP on an address others can reach."),
     ] = False,
-    join: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
-        ),
-    ] = None,
+    clients: ClientsOption = None,
+    client_key: ClientKeyOption = None,
+    insecure_clients: InsecureClientsOption = False,
+    join: JoinOption = None,
     cluster_id: Annotated[
         str | None, typer.Option(metavar="HEX", help="With --join: refuse another cluster.")
     ] = None,
@@ -280,6 +303,9 @@ def node_init(
 
     if cluster_id is not None and join is None:
         raise CommandError("--cluster-id is for --join", ExitCode.USAGE)
+    if clients is None and (client_key or insecure_clients):
+        detail = "--client-key and --insecure-clients are for --clients"
+        raise CommandError(detail, ExitCode.USAGE)
     new = NewNode(
         data_dir=data_dir,
         name=name,
@@ -287,6 +313,9 @@ def node_init(
         http=http,
         postgres_dsn=postgres,
         insecure_http=insecure_http,
+        client_bind=clients,
+        client_keys=tuple(client_key or ()),
+        insecure_clients=insecure_clients,
     )
     make_node(
         new,

@@ -37,7 +37,7 @@ from node.api.routes import ROUTES, SUBMIT_PATH
 from node.api.submit import answer_submit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from types import TracebackType
 
     from node.api.face import Handler
@@ -85,6 +85,7 @@ class Application:
         *,
         check_host: Callable[[Scope], None],
         on_fault: Callable[[BaseException], None] | None = None,
+        more_metrics: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """`on_fault` hears of every fault of our own; without it such a fault is only logged.
 
@@ -93,6 +94,7 @@ class Application:
         self.face = Face(node, load_explorer(), _openapi_document())
         self._check_host = check_host
         self._on_fault = on_fault
+        self.face = Face(node, load_explorer(), _openapi_document(), more_metrics)
         self._falcon = _make_falcon(self.face)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -21,7 +21,7 @@ from node.api.host import HostCheck
 from node.api.protocol import ARRIVAL_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from node.api.interface import LedgerNode
 
@@ -43,9 +43,9 @@ _REFUSED: Final = {
 class ListenError(OSError):
     """The address cannot be listened on; the text is one line fit for a terminal."""
 
-    def __init__(self, host: str, port: int, cause: OSError) -> None:
+    def __init__(self, host: str, port: int, cause: OSError, *, what: str = "HTTP") -> None:
         reason = _REFUSED.get(cause.errno or 0, str(cause))
-        super().__init__(cause.errno, f"HTTP address {host} port {port} {reason}")
+        super().__init__(cause.errno, f"{what} address {host} port {port} {reason}")
         self.host = host
         self.port = port
 
@@ -65,9 +65,11 @@ class ApiServer:
         *,
         on_failure: Callable[[BaseException], None] | None = None,
         on_fault: Callable[[BaseException], None] | None = None,
+        more_metrics: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """Nothing is opened before `start`; port 0 lets the system choose.
 
+        `more_metrics` gives numbers to show beside the node's own.
         `on_failure` hears that the face as a whole cannot go on; `on_fault` of every fault of our
         own in answering one request, which is logged and answered with 500 all the same.
         """
@@ -76,6 +78,7 @@ class ApiServer:
         self._node = node
         self._on_failure = on_failure
         self._on_fault = on_fault
+        self._more_metrics = more_metrics
         self._listener: socket.socket | None = None
         self._server: Server | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -92,7 +95,12 @@ class ApiServer:
         listener = _bind(self.host, self.port)
         self.port = listener.getsockname()[1]
         check_host = HostCheck(self.host)
-        application = Application(self._node, check_host=check_host, on_fault=self._on_fault)
+        application = Application(
+            self._node,
+            check_host=check_host,
+            on_fault=self._on_fault,
+            more_metrics=self._more_metrics,
+        )
         express = Express(application.face, check_host=check_host, report=application.report)
         config = Config(
             application,
