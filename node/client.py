@@ -40,6 +40,7 @@ from node.api.shapes import (
     read_outcome,
 )
 from node.client_changes import make_change
+from node.client_crowd import Crowd
 from node.client_errors import (
     BatchError,
     ChangeRefusedError,
@@ -139,6 +140,7 @@ class LedgerClient:
             self._ports = Ports(
                 port_urls, attempt_timeout_s=attempt_timeout_s, client_key=client_key
             )
+        self._crowd = Crowd(self._record_one, self.record_transactions)
         self._http: Nodes | None = None
         if http_urls:
             self._http = Nodes(http_urls, attempt_timeout_s=attempt_timeout_s)
@@ -158,6 +160,7 @@ class LedgerClient:
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._crowd.close()
         if self._ports is not None:
             self._ports.close()
         if self._http is not None:
@@ -174,6 +177,8 @@ class LedgerClient:
     ) -> Receipt:
         """Record one transaction and return its receipt once it is committed.
 
+        Calls without a `timeout_s` of their own that are under way at once share requests.
+
         Raises:
             InvalidTransactionError: it breaks a rule; nothing was sent.
             ConflictError, RejectedError: the ledger refused; nothing was recorded.
@@ -185,12 +190,17 @@ class LedgerClient:
         raw = canonical_bytes(new)
         if self._ports is not None:
             return await self._ports.record(raw, identifier, self._course(timeout_s, self._ports))
-        body = msgspec.json.encode(new)
-        request = Request("POST", _TRANSACTIONS, body, is_timed=True)
+        if timeout_s is None:
+            return await self._crowd.record(new, len(raw))
+        return await self._record_one(new, timeout_s)
+
+    async def _record_one(self, new: NewTransaction, timeout_s: float | None = None) -> Receipt:
+        assert new.id is not UNSET
+        request = Request("POST", _TRANSACTIONS, msgspec.json.encode(new), is_timed=True)
         try:
             response = await self._nodes.exchange(request, self._course(timeout_s), _is_final)
         except OutOfTimeError as error:
-            raise lost(identifier, error) from error
+            raise lost(new.id, error) from error
         return _decode(response, Receipt)
 
     async def record_transactions(

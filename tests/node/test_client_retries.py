@@ -348,7 +348,7 @@ async def test_many_calls_that_lose_a_node_move_on_together() -> None:
         ScriptedNode() as third,
         LedgerClient([first.url, second.url, third.url]) as client,
     ):
-        await asyncio.gather(*(record(client) for _ in range(8)))
+        await asyncio.gather(*(record(client, timeout_s=30.0) for _ in range(8)))
         assert (8, 8, 0) == (len(first.seen), len(second.seen), len(third.seen))
 
 
