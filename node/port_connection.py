@@ -30,7 +30,7 @@ from node.port_messages import (
     outcome_fields,
     problem_fields,
 )
-from node.port_requests import Examination, look_up
+from node.port_requests import Examination, look_up, transaction_problem
 from node.zmtp import Fault, Session, ZmtpError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         )
         self._is_over = False
         self._heard_at = self._begun_at = self._pinged_at = port.now
-        self._progress = (0, 0)
+        self._frames_seen = self._expected = 0
         self._unread_since: float | None = None
         self._is_paused = self._is_stopping = False
         self._is_holding_room = self._is_waiting_for_room = False
@@ -146,19 +146,21 @@ class Connection(asyncio.Protocol):
                 self._requests.popleft()
                 self._queue_look_up(request)
                 left -= 1
-                continue
-            if self._examination is None:
-                self._examination = Examination(request)
-            seen, seen_bytes = self._examination.go_on(left, left_bytes)
-            left -= seen
-            left_bytes -= seen_bytes
-            if self._examination.is_done:
-                self._finish(request, self._examination, singles)
+            elif len(request.transactions) == 1:
+                self._requests.popleft()
+                self._take_single(request, singles)
+                left -= 1
+                left_bytes -= len(request.transactions[0])
+            else:
+                seen, seen_bytes = self._examine(request, left, left_bytes)
+                left -= seen
+                left_bytes -= seen_bytes
         for (wait, timeout_ms), group in singles.items():
             self._begin(wait, timeout_ms, group)
         if not self._requests:
             self._open_bytes = 0
-        self._hold_room()
+        if self._is_holding_room:
+            self._hold_room()
         self._regulate()
         return self._has_work()
 
@@ -242,18 +244,20 @@ class Connection(asyncio.Protocol):
             self._port.dropped[error.fault] += 1
             self.close()
             return
-        self._write(session.take_output())
+        if session.has_output:
+            self._write(session.take_output())
+        now = self._port.now
         if session.is_open:
-            self._heard_at = self._port.now
-        progress = (session.frames_taken, session.expected_bytes)
-        if progress != self._progress:
-            self._progress = progress
-            self._begun_at = self._port.now
+            self._heard_at = now
+        if session.frames_taken != self._frames_seen or session.expected_bytes != self._expected:
+            self._frames_seen, self._expected = session.frames_taken, session.expected_bytes
+            self._begun_at = now
         if messages:
             self._inbox.extend(messages)
             self._inbox_bytes += sum(map(len, messages))
             self._port.wake(self)
-        self._hold_room()
+        if len(data) > self._limits.large_bytes or session.expected_bytes or self._is_holding_room:
+            self._hold_room()
 
     def _hold_room(self) -> None:
         """Holds the room that large messages need, or waits for it, reading nothing meanwhile."""
@@ -300,24 +304,35 @@ class Connection(asyncio.Protocol):
     def _has_work(self) -> bool:
         return bool(self._requests or self._inbox) and self._may_work()
 
-    def _finish(
-        self,
-        request: Submit,
-        examination: Examination,
-        singles: dict[tuple[Wait, int], list[tuple[int, bytes]]],
+    def _take_single(
+        self, request: Submit, singles: dict[tuple[Wait, int], list[tuple[int, bytes]]]
     ) -> None:
-        """Everything of a request is examined: it is refused, or goes to the node."""
-        self._requests.popleft()
-        self._examination = None
-        if examination.problem is not None:
-            self._answer(request.number, (problem_fields(examination.problem),))
+        """One transaction: it is refused, or joins the others of its kind in this turn."""
+        (raw,) = request.transactions
+        problem = transaction_problem(raw)
+        if problem is not None:
+            self._answer(request.number, (problem_fields(problem),))
             return
-        self._unanswered_transactions += len(request.transactions)
-        if len(request.transactions) == 1:
-            key = (request.wait, request.timeout_ms)
-            singles.setdefault(key, []).append((request.number, request.transactions[0]))
-            return
-        self._offer(request.wait, request.timeout_ms, request.transactions, (request.number,))
+        self._unanswered_transactions += 1
+        key = (request.wait, request.timeout_ms)
+        singles.setdefault(key, []).append((request.number, raw))
+
+    def _examine(self, request: Submit, count: int, size_bytes: int) -> tuple[int, int]:
+        """A slice of a batch; after its last one it is refused, or goes to the node."""
+        examination = self._examination
+        if examination is None:
+            examination = self._examination = Examination(request)
+        seen = examination.go_on(count, size_bytes)
+        if examination.is_done:
+            self._requests.popleft()
+            self._examination = None
+            if examination.problem is not None:
+                self._answer(request.number, (problem_fields(examination.problem),))
+            else:
+                self._unanswered_transactions += len(request.transactions)
+                numbers = (request.number,)
+                self._offer(request.wait, request.timeout_ms, request.transactions, numbers)
+        return seen
 
     def _begin(self, wait: Wait, timeout_ms: int, group: list[tuple[int, bytes]]) -> None:
         numbers, transactions = zip(*group, strict=True)
@@ -397,10 +412,11 @@ class Connection(asyncio.Protocol):
         """Reads from the client, or not, as it may have more."""
         if self._is_over:
             return
-        if self._has_work():
+        may_work = self._may_work()
+        has_work = bool(self._inbox or self._requests)
+        if has_work and may_work:
             self._port.wake(self)
-        is_full = bool(self._inbox or self._requests) or not self._may_work()
-        is_full = is_full or self._is_waiting_for_room
+        is_full = has_work or not may_work or self._is_waiting_for_room
         if is_full == self._is_paused:
             return
         self._is_paused = is_full

@@ -41,7 +41,7 @@ _BATCH: Final = "$.transactions"
 
 
 class Examination:
-    """One submit request on its way to the node."""
+    """One batch on its way to the node."""
 
     def __init__(self, request: Submit) -> None:
         self.problem: Problem | None = None
@@ -71,17 +71,8 @@ class Examination:
             raw = self._transactions[self._next]
             seen_bytes += len(raw)
             self._next += 1
-            try:
-                kind = check_transaction(raw).kind
-            except InvalidTransactionError as error:
-                is_large = len(raw) > MAX_TRANSACTION_BYTES
-                problem = ProblemKind.TOO_LARGE if is_large else ProblemKind.INVALID_CONTENT
-                self._refuse(problem, self._path(error.field), error.detail)
-                break
-            if kind in RESERVED_KINDS:
-                detail = f"{kind} is recorded by the cluster itself alone"
-                self._refuse(ProblemKind.INVALID_CONTENT, self._path("kind"), detail)
-        if self.is_done and len(self._transactions) > 1:
+            self.problem = transaction_problem(raw, f"{_BATCH}[{self._next - 1}]")
+        if self.is_done:
             self._refuse_two_contents()
         return max(1, self._next - start), seen_bytes
 
@@ -97,13 +88,23 @@ class Examination:
                 self._refuse(ProblemKind.INVALID_CONTENT, f"{_BATCH}[{position}].id", detail)
                 return
 
-    def _path(self, field: str) -> str:
-        """Where a fault of the transaction examined last is, as over HTTP."""
-        place = "$" if len(self._transactions) == 1 else f"{_BATCH}[{self._next - 1}]"
-        return place if field == "transaction" else f"{place}.{field}"
-
     def _refuse(self, kind: ProblemKind, path: str, detail: str) -> None:
         self.problem = fault_error(kind, path, detail).problem
+
+
+def transaction_problem(raw: bytes, place: str = "$") -> Problem | None:
+    """Why a transaction, at `place` in its request, cannot be recorded; None where it can."""
+    try:
+        kind = check_transaction(raw).kind
+    except InvalidTransactionError as error:
+        is_large = len(raw) > MAX_TRANSACTION_BYTES
+        problem = ProblemKind.TOO_LARGE if is_large else ProblemKind.INVALID_CONTENT
+        path = place if error.field == "transaction" else f"{place}.{error.field}"
+        return fault_error(problem, path, error.detail).problem
+    if kind in RESERVED_KINDS:
+        detail = f"{kind} is recorded by the cluster itself alone"
+        return fault_error(ProblemKind.INVALID_CONTENT, f"{place}.kind", detail).problem
+    return None
 
 
 async def look_up(node: LedgerNode, request: LookUp) -> Fields:

@@ -138,6 +138,11 @@ class Session:
         return self._state is _State.OPEN
 
     @property
+    def has_output(self) -> bool:
+        """Whether `take_output` gives anything."""
+        return bool(self._output)
+
+    @property
     def buffered_bytes(self) -> int:
         """What has arrived of a frame that is not complete."""
         return len(self._buffer)
