@@ -110,12 +110,9 @@ def _make_plan(
     from dataclasses import replace  # noqa: PLC0415 - not for the other commands
 
     from cluster.bench.plan import QUICK, Plan  # noqa: PLC0415 - as above
-    from cluster.bench.run import OURS  # noqa: PLC0415 - as above
 
-    foreign = [one.value for one in only or () if one not in OURS]
-    if foreign:
-        raise CommandError(f"nothing here measures: {', '.join(foreign)}", ExitCode.USAGE)
-    plan = replace(QUICK if quick else Plan(), workloads=frozenset(only or OURS))
+    plan = QUICK if quick else Plan()
+    plan = replace(plan, workloads=frozenset(only) if only else plan.workloads)
     return replace(plan, seconds=seconds or plan.seconds, rounds=rounds or plan.rounds)
 
 

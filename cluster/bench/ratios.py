@@ -24,7 +24,9 @@ NOISE: Final = 0.05
 STANDS_IN: Final = {
     Workload.PORT_SEQUENTIAL: Workload.SEQUENTIAL,
     Workload.PORT_64: Workload.SINGLE_64,
+    Workload.PORT_64_APART: Workload.SINGLE_64,
     Workload.PORT_256: Workload.SINGLE_256,
+    Workload.PORT_BATCHED: Workload.BATCHED,
 }
 """What this ledger answers over HTTP, where it has no figure for a peer's other port."""
 

@@ -20,6 +20,7 @@ from cluster.bench.limits import measure_limits
 from cluster.bench.machine import look_at_commit, look_at_machine, look_at_versions
 from cluster.bench.overload import measure_overload
 from cluster.bench.plan import LEDGER, Book
+from cluster.bench.ports import measure_ports
 from cluster.bench.reads import measure_reads
 from cluster.bench.result import Result
 from cluster.bench.stage import options_for, running, single_body
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from cluster.bench.stage import Stage
     from cluster.bench.wrk import Wrk
 
-OURS: Final = frozenset(one for one in Workload if not one.name.startswith("PORT_"))
-"""What this package measures."""
 _OTHER_SIZES: Final = {Workload.NODES_1: 1, Workload.NODES_5: 5}
 _LIMITS: Final = (
     Workload.FDATASYNC,
@@ -67,6 +66,11 @@ _ON_THREE_NODES: Final = (
     {Workload.PAYLOAD_1K},
     {Workload.PAYLOAD_16K},
     {Workload.CLIENT_64},
+    {Workload.PORT_SEQUENTIAL},
+    {Workload.PORT_64},
+    {Workload.PORT_64_APART},
+    {Workload.PORT_256},
+    {Workload.PORT_BATCHED},
     {Workload.BATCHED, Workload.STALL},
     {Workload.READ_64},
     {Workload.LOCAL_READ_64},
@@ -147,6 +151,7 @@ async def _measure_stage(stage: Stage, plan: Plan, book: Book, wrk: Wrk | None) 
     """Each of these measures what the plan has of it."""
     await measure_memory(stage, plan, book)
     await measure_writes(stage, plan, book, wrk)
+    await measure_ports(stage, plan, book)
     await measure_reads(stage, plan, book, wrk)
     await measure_overload(stage, plan, book)
 

@@ -58,6 +58,7 @@ class Stage:
         """Look at a cluster that is up."""
         self.cluster = cluster
         self.urls = dict(zip(cluster.names, cluster.urls, strict=True))
+        self.client_urls = dict(zip(cluster.names, cluster.client_urls, strict=True))
 
     async def leader(self) -> str:
         """The name of the node that leads now."""
@@ -140,6 +141,7 @@ def options_for(
     return ClusterOptions(
         data_dir=data_dir,
         shape=Shape(nodes=nodes, http_port=FREE_PORT),
+        client_port=FREE_PORT,
         heartbeat_ms=heartbeat_ms,
         election_timeout_ms=election_timeout_ms,
         backoff=lambda: Backoff(first_s=0.1, limit_s=0.1),

@@ -102,16 +102,6 @@ def test_a_workload_that_is_none_is_refused() -> None:
     assert "sequential submits" in refused.error
 
 
-def test_a_workload_that_others_measure_is_refused() -> None:
-    """The vocabulary has more than this command can do."""
-    refused = run("bench", "--only", Workload.PORT_64.value)
-
-    assert (ExitCode.USAGE, "nothing here measures: client port, 64 clients") == (
-        refused.code,
-        refused.error,
-    )
-
-
 def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
     """For showing and for comparing."""
     for words in (("show", tmp_path / "none"), ("compare", tmp_path / "none", tmp_path / "none")):

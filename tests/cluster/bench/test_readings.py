@@ -132,8 +132,8 @@ def test_every_workload_of_ours_is_measured_somewhere() -> None:
     """Each in one place alone."""
     places = [*run._ON_THREE_NODES, *run._ON_CLUSTERS_OF_THEIR_OWN, set(run._LIMITS)]
 
-    assert run.OURS == frozenset().union(*places)
-    assert len(run.OURS) == sum(len(place) for place in places)
+    assert frozenset(Workload) == frozenset().union(*places)
+    assert len(Workload) == sum(len(place) for place in places)
 
 
 @pytest.mark.asyncio
