@@ -13,13 +13,7 @@ import pytest
 from consensus.block import encode_transaction
 from consensus.changes import Membership
 from node.cli_errors import ExitCode
-from node.outcomes import (
-    CheckpointStatus,
-    ClusterStatus,
-    MemberStatus,
-    Refusal,
-    RefusalReason,
-)
+from node.outcomes import ClusterStatus, MemberStatus, Refusal, RefusalReason
 from tests.node.cli_stage import Result, run, serving
 from tests.node.fake_ledger import FakeNode
 
@@ -358,22 +352,6 @@ def test_status_shows_every_node(stage: Stage) -> None:
         "node1  leader     1     2       2        2  -           127.0.0.1:8001  disk is full",
     ]
     assert result.code == 0
-
-
-def test_status_shows_how_far_postgres_is_behind(stage: Stage) -> None:
-    """The lag, and what keeps it there; an alarm is not said twice."""
-    for status, words in (
-        (CheckpointStatus(9, 0, 120, None), "in step 127.0.0.1:8001 NOSPACE"),
-        (CheckpointStatus(4, 5, 0, "NOSPACE"), "5 behind 127.0.0.1:8001 NOSPACE"),
-        (CheckpointStatus(4, 5, 0, "away"), "5 behind 127.0.0.1:8001 NOSPACE; PostgreSQL: away"),
-    ):
-        stage.node.alarms, stage.node.checkpoint = ("NOSPACE",), status
-        row = stage.run("status").stdout.splitlines()[2]
-        assert words == " ".join(row.split()[6:])
-    (node,) = stage.run("status", "--json").document["nodes"]
-    assert {"index": 4, "lag_blocks": 5, "rows_per_second": 0, "last_error": "away"} == node[
-        "checkpoint"
-    ]
 
 
 def test_status_tells_machines_the_same(stage: Stage) -> None:

@@ -213,7 +213,7 @@ def readme_queries() -> list[str]:
 async def fill(store: CheckpointStore) -> None:
     """A block an hour with one transaction of one of 50 users, in the first two of three ranges.
 
-    The second begins in the second half of March 2026.
+    One of the users is Alice. The second range begins in the second half of March 2026.
     """
     zeros = "decode(repeat('00', 32), 'hex')"
     values = {"index": "n", "timestamp_us": f"{START_US} + n * 3600000000::bigint", "nonce": "0"}
@@ -225,7 +225,7 @@ async def fill(store: CheckpointStore) -> None:
         INSERT INTO bitnexus.blocks ({", ".join(BLOCK_COLUMNS)})
             SELECT {row} FROM generate_series(0, {2 * NARROWEST}) AS n;
         INSERT INTO bitnexus.transactions
-            SELECT gen_random_uuid(), n, 0, 'user' || n % 50,
+            SELECT gen_random_uuid(), n, 0, CASE n % 50 WHEN 0 THEN 'alice' ELSE 'user' || n END,
                 CASE n % 10 WHEN 0 THEN 'deposit' ELSE 'transfer' END, '{{"amount": 1}}', {zeros}
             FROM generate_series(0, {2 * NARROWEST}) AS n;
         ANALYZE;
@@ -234,7 +234,9 @@ async def fill(store: CheckpointStore) -> None:
 
 
 def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Each table that a plan reads, with the index it is read by."""
+    """Each table that was read in carrying out a plan, with the index it was read by."""
+    if plan["Actual Loops"] == 0:
+        return
     if "Relation Name" in plan:
         yield plan["Relation Name"], plan.get("Index Name")
     elif "Index Name" in plan:
@@ -243,32 +245,35 @@ def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
         yield from scans(below)
 
 
+async def read_by(store: CheckpointStore, query: str) -> tuple[set[str], set[str]]:
+    """Carry out a query; the indexes it used, as those over all partitions, and its tables."""
+    parents = dict(
+        await fetch(
+            store,
+            "SELECT c.relname::text, p.relname::text FROM pg_inherits"
+            " JOIN pg_class AS c ON c.oid = inhrelid JOIN pg_class AS p ON p.oid = inhparent",
+        )
+    )
+    cursor = await store.connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}".encode())
+    [(plan,)] = await cursor.fetchall()
+    read = set(scans(plan[0]["Plan"]))
+    return {parents[name] for _, name in read if name}, {table for table, _ in read if table}
+
+
 @pytest.mark.asyncio
 async def test_the_queries_of_the_readme_use_an_index_and_no_partition_in_vain(
     store: CheckpointStore,
 ) -> None:
-    """By user, by id, by kind and by time; where the time is bounded, other ranges are not read."""
+    """A page of a history ends before the older ranges; a bounded time reads no other range."""
     await fill(store)
-    found = []
-    indexes = dict(
-        await fetch(
-            store,
-            "SELECT inhrelid::regclass::text, inhparent::regclass::text FROM pg_inherits",
-        )
-    )
-    for query in readme_queries():
-        cursor = await store.connection.execute(f"EXPLAIN (FORMAT JSON) {query}".encode())
-        [(plan,)] = await cursor.fetchall()
-        read = set(scans(plan[0]["Plan"]))
-        names = {indexes[f"bitnexus.{index}"].partition(".")[2] for _, index in read if index}
-        found.append((names, {table for table, _ in read if table}))
+    found = [await read_by(store, query) for query in readme_queries()]
     every = {"transactions_0", "transactions_4096", "transactions_266240"}
     assert [
-        ({"transactions_user_history"}, every),
+        ({"transactions_user_history"}, every - {"transactions_0"}),
         ({"transactions_id"}, every),
-        ({"transactions_user_history", "blocks_pkey"}, {"transactions_0"}),
+        ({"transactions_user_history", "blocks_pkey"}, {"transactions_0", "blocks_0"}),
         ({"transactions_kind_history"}, {"transactions_0"}),
-        ({"blocks_sealed_at"}, {"blocks_0", "blocks_4096", "blocks_266240"}),
+        ({"blocks_pkey"}, {"blocks_0"}),
     ] == found
 
 
@@ -283,6 +288,9 @@ async def test_a_block_is_found_by_its_time(store: CheckpointStore) -> None:
         FROM bitnexus.blocks WHERE index = 5000
     """
     assert [(0, 5000, 5001, (1 << 63) - 1)] == await fetch(store, query)
+    [(body,)] = await fetch(store, "SELECT prosrc FROM pg_proc WHERE proname = 'block_at'")
+    indexes, _ = await read_by(store, body.replace("moment", "'2026-01-01 00:00+00'"))
+    assert {"blocks_sealed_at"} == indexes
 
 
 # Grants
@@ -306,7 +314,8 @@ async def copy_all(dsn: str, chain: Chain) -> Checkpointer:
     checkpointer = Checkpointer(dsn, chain, cluster_id=chain.cluster_id, random=Random(1))
     task = asyncio.create_task(checkpointer.run())
     async with asyncio.timeout(60):
-        while checkpointer.lag > 0 and checkpointer.alarm is None:
+        # Its attributes tell no event.
+        while checkpointer.lag > 0 and checkpointer.alarm is None:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -331,10 +340,13 @@ async def test_a_role_that_may_only_add_rows_is_enough(database: str, chain: Cha
 @pytest.mark.asyncio
 async def test_such_a_role_changes_and_deletes_nothing(database: str, chain: Chain) -> None:
     """Neither in the tables nor in a partition, and it makes, changes and drops no table."""
-    await asyncio.to_thread(chain.grow, blocks=2)
+    chain.grow(blocks=2)
     tables = ("blocks", "blocks_0", "transactions", "transactions_0", "partitions")
-    forbidden = [f"DELETE FROM bitnexus.{table}" for table in (*tables, "checkpoint")]
-    forbidden += [f"TRUNCATE bitnexus.{table}" for table in (*tables, "checkpoint")]
+    forbidden = [
+        f"{verb} bitnexus.{table}"
+        for verb in ("DELETE FROM", "TRUNCATE")
+        for table in (*tables, "checkpoint")
+    ]
     forbidden += [f"DROP TABLE bitnexus.{table}" for table in (*tables, "schema_version")]
     forbidden += [
         "UPDATE bitnexus.blocks SET term = 2",
@@ -343,15 +355,14 @@ async def test_such_a_role_changes_and_deletes_nothing(database: str, chain: Cha
         "UPDATE bitnexus.checkpoint SET cluster_id = hash",
         "UPDATE bitnexus.partitions SET made_at = now()",
         "INSERT INTO bitnexus.schema_version VALUES (3)",
-        "INSERT INTO bitnexus.blocks_0 SELECT * FROM bitnexus.blocks",
+        "INSERT INTO bitnexus.transactions_0 SELECT * FROM bitnexus.transactions",
         "CREATE TABLE bitnexus.mine ()",
         "ALTER TABLE bitnexus.blocks ADD COLUMN more text",
         "ALTER TABLE bitnexus.transactions DETACH PARTITION bitnexus.transactions_0",
         "CREATE TRIGGER t BEFORE INSERT ON bitnexus.blocks EXECUTE FUNCTION pg_notify()",
         "SELECT bitnexus.add_partition(4096, 4097)",
-        "CREATE OR REPLACE FUNCTION bitnexus.block_at(timestamptz) RETURNS bigint"
-        " LANGUAGE sql AS 'SELECT 1::bigint'",
-        "GRANT DELETE ON bitnexus.blocks TO PUBLIC",
+        "DROP FUNCTION bitnexus.block_at",
+        "ALTER FUNCTION bitnexus.make_partitions SECURITY INVOKER",
     ]
     allowed = []
     async with as_node(database) as dsn:
