@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from consensus.block import Block
     from storage.checkpoint import Progress
 
-BATCH_BYTES = 4 << 20
-BATCH_ROWS = 20_000
-"""One SQL transaction copies no more than either, but always a whole block."""
+BATCH_BYTES = 16 << 20
+BATCH_ROWS = 50_000
+"""One SQL transaction copies no more than either, but always a whole block.
+
+Half a second of work: with a quarter of it, a fifth of the time went into waiting between them.
+"""
 GATHER_S = 0.1
 """How long blocks may gather for the next SQL transaction, each of which costs an fsync."""
 STAND_BY_S = 1.0
