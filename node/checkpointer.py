@@ -10,6 +10,8 @@ more. Relies on `storage.checkpoint`; the node lends it its blocks as a `Checkpo
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import psycopg
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
     from consensus.block import Block
     from storage.checkpoint import Progress
 
-BATCH_BYTES = 4 << 20
-BATCH_ROWS = 20_000
-"""One SQL transaction copies no more than either, but always a whole block."""
+BATCH_BYTES = 16 << 20
+BATCH_ROWS = 50_000
+"""One SQL transaction copies no more than either, but always a whole block.
+
+Half a second of work: with a quarter of it, a fifth of the time went into waiting between them.
+"""
 GATHER_S = 0.1
 """How long blocks may gather for the next SQL transaction, each of which costs an fsync."""
 STAND_BY_S = 1.0
@@ -42,6 +47,8 @@ LAST_RETRY_S = 2.0
 """The longest wait before the next try to reach a database that is away."""
 ALARM_RETRY_S = 30.0
 """How often to look whether somebody has repaired what the alarm tells of."""
+RATE_S = 10.0
+"""The rate of rows is a mean over so long."""
 
 
 class Log(Protocol):
@@ -102,6 +109,7 @@ class Checkpointer:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         connect: Connect = CheckpointStore.connect,
         log: Log = _LOG,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.checkpointed_index = -1
         """The last block known to be in the database, whoever copied it; -1 for none."""
@@ -109,6 +117,8 @@ class Checkpointer:
         """How many transactions this checkpointer has copied."""
         self.is_writer = False
         """Whether it holds the lock and is copying."""
+        self.errors = 0
+        """How often something went wrong."""
         self.last_error: str | None = None
         """What went wrong last, until something goes well again."""
         self.alarm: str | None = None
@@ -120,12 +130,20 @@ class Checkpointer:
         self._sleep = sleep
         self._connect = connect
         self._log = log
+        self._now = now
+        self._copied: deque[tuple[float, int]] = deque()
         self._failures = 0
 
     @property
     def lag(self) -> int:
         """How many committed blocks are not known to be in the database."""
         return max(0, self._source.commit_index - self.checkpointed_index)
+
+    @property
+    def rows_per_second(self) -> int:
+        """How many transactions it copies a second, as a mean over the last RATE_S."""
+        self._forget_copied()
+        return round(sum(rows for _, rows in self._copied) / RATE_S)
 
     async def run(self) -> NoReturn:
         """Copy until cancelled. A database that is away is waited for; nothing is raised."""
@@ -195,8 +213,17 @@ class Checkpointer:
     def _note_copied(self, blocks: Sequence[Block]) -> None:
         """Count what has just become durable."""
         self.checkpointed_index = blocks[-1].index
-        self.rows += sum(len(block.transactions) for block in blocks)
+        rows = sum(len(block.transactions) for block in blocks)
+        self.rows += rows
+        self._copied.append((self._now(), rows))
+        self._forget_copied()
         self._note_success()
+
+    def _forget_copied(self) -> None:
+        """Keep of what was copied no more than the rate is a mean of."""
+        oldest = self._now() - RATE_S
+        while self._copied and self._copied[0][0] < oldest:
+            self._copied.popleft()
 
     def _note_success(self) -> None:
         """Forget the errors before."""
@@ -205,11 +232,16 @@ class Checkpointer:
         self.last_error = self.alarm = None
         self._failures = 0
 
+    def _note_error(self, text: str) -> None:
+        """Remember what went wrong."""
+        self.errors += 1
+        self.last_error = text
+
     async def _wait_for_database(self, error: psycopg.Error) -> None:
         """Wait before the next try: longer each time, and never in step with other nodes."""
         if self.last_error is None:
             self._log.warning("postgres_unavailable", error=_one_line(error))
-        self.last_error = _one_line(error)
+        self._note_error(_one_line(error))
         longest_s = min(FIRST_RETRY_S * 2**self._failures, LAST_RETRY_S)
         self._failures += longest_s < LAST_RETRY_S
         await self._sleep(longest_s * self._random.uniform(0.5, 1.0))
@@ -219,7 +251,8 @@ class Checkpointer:
         text = _one_line(error)
         if self.alarm != text:
             self._log.error("checkpoint_alarm", error=text)
-        self.last_error = self.alarm = text
+        self._note_error(text)
+        self.alarm = text
         await self._sleep(ALARM_RETRY_S)
 
 

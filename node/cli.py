@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from node import VERSION
+from node.cli_checkpoint import checkpoint_app
 from node.cli_errors import CommandError, ExitCode
 from node.cli_group import IndexCommand, OneLineGroup
 from node.cli_member import member_app, transfer_leadership
@@ -264,6 +265,7 @@ def verify(
 
 
 app.add_typer(member_app, name="member", rich_help_panel=_OPERATION)
+app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_OPERATION)
 app.command("transfer-leadership", rich_help_panel=_OPERATION)(transfer_leadership)
 
 

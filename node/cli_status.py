@@ -21,12 +21,15 @@ from node.config import url_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from node.api.shapes import Cluster
+    from node.api.shapes import Checkpoint, Cluster
 
 WATCH_S: Final = 1.0
 ROUNDS: Final = 3
 """How often better views may name members that were not asked yet."""
-_HEADERS: Final = ("node", "role", "term", "last", "commit", "applied", "http", "alarms")
+_HEADERS: Final = (
+    *("node", "role", "term", "last", "commit", "applied"),
+    *("checkpoint", "http", "alarms"),
+)
 _NUMBERS: Final = "term last commit applied"
 
 
@@ -79,23 +82,35 @@ class Snapshot:
             "applied_index": view.applied_index,
             "catching_up_to": view.catching_up_to,
             "alarms": view.alarms,
+            "checkpoint": view.checkpoint,
         }
 
     def _row(self, name: str, http: str) -> tuple[str, ...]:
         view = self.own.get(name)
         if view is None:
-            return (name, "unreachable", "-", "-", "-", "-", http, "")
+            return (name, "unreachable", "-", "-", "-", "-", "-", http, "")
         commit = str(view.commit_index)
         if view.catching_up_to is not None:
             commit += f" of {view.catching_up_to}"
         numbers = (str(view.term), str(view.last_index), commit, str(view.applied_index))
-        alarms = "; ".join(view.alarms) or "none"
-        return (name, self._role(name, view), *numbers, http, alarms)
+        troubles = list(view.alarms)
+        checkpoint = view.checkpoint
+        if checkpoint is not None and checkpoint.last_error not in {None, *view.alarms}:
+            troubles.append(f"PostgreSQL: {checkpoint.last_error}")
+        alarms = "; ".join(troubles) or "none"
+        return (name, self._role(name, view), *numbers, _lag_text(checkpoint), http, alarms)
 
     def _role(self, name: str, view: Cluster) -> str:
         """What a node says it is, or a learner: that it does not vote the others know best."""
         learns = any(one.name == name and one.role == "learner" for one in self.best.members)
         return "learner" if learns else view.role
+
+
+def _lag_text(checkpoint: Checkpoint | None) -> str:
+    """How far PostgreSQL is behind; a dash where the node keeps no checkpoints."""
+    if checkpoint is None:
+        return "-"
+    return f"{checkpoint.lag_blocks} behind" if checkpoint.lag_blocks else "in step"
 
 
 def show_status(urls: Sequence[str], *, watch: bool, timeout_s: float, as_json: bool) -> ExitCode:

@@ -265,10 +265,10 @@ async def _verify_postgres(chain: ChainStore, dsn: str) -> Verdict:
 
     from storage.checkpoint import (  # noqa: PLC0415 - as above
         CheckpointClusterError,
-        CheckpointError,
         CheckpointStore,
     )
     from storage.checkpoint_compare import compare  # noqa: PLC0415 - as above
+    from storage.checkpoint_schema import CheckpointError  # noqa: PLC0415 - as above
 
     last_index = chain.last_index
     try:

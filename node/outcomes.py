@@ -111,6 +111,19 @@ class MemberStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointStatus:
+    """How far PostgreSQL has come, as the checkpointer of this node knows."""
+
+    index: int
+    """The last block there, whoever copied it; -1 for none."""
+    lag_blocks: int
+    rows_per_second: int
+    """What this node copies; 0 where another does."""
+    last_error: str | None
+    """What went wrong last, until something goes well again."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """The cluster as this node sees it. `leader` is a member's name, or None."""
 
@@ -132,6 +145,8 @@ class ClusterStatus:
     """How far others have committed, where this node fetches what it lacks."""
     members: tuple[MemberStatus, ...]
     alarms: tuple[str, ...]
+    checkpoint: CheckpointStatus | None = None
+    """None where this node keeps no checkpoints."""
 
 
 class LedgerError(Exception):

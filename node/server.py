@@ -49,7 +49,7 @@ from node.outcomes import (
 )
 from node.replica import PIPELINE_BLOCKS, Replica
 from node.standing import check_name, load_standing, open_chain
-from node.status import AppliedBlocks, cluster_status, node_metrics
+from node.status import AppliedBlocks, checkpoint_metrics, cluster_status, node_metrics
 from node.transport import Transport
 from node.uuid7 import new_transaction_id
 from storage.errors import BlockNotFoundError
@@ -292,6 +292,7 @@ class Node:
             cluster_id=self.cluster_id,
             incarnation=self._standing.incarnation(self._raft.log.roster),
             alarms=self.alarms,
+            checkpointer=self._checkpointer,
         )
 
     async def _hand_over(self) -> None:
@@ -343,12 +344,9 @@ class Node:
     @property
     def metrics(self) -> dict[str, int]:
         """Counters and gauges by name, as plain numbers."""
-        checkpointer = self._checkpointer
-        return node_metrics(self._replica, self._loop, self._transport.counters) | {
-            "indexed_index": self._index.applied_index,
-            "checkpointed_index": checkpointer.checkpointed_index if checkpointer else -1,
-            "alarms": len(self.alarms),
-        }
+        numbers = node_metrics(self._replica, self._loop, self._transport.counters)
+        own = {"indexed_index": self._index.applied_index, "alarms": len(self.alarms)}
+        return numbers | checkpoint_metrics(self._checkpointer) | own
 
     # Setting up
 

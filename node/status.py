@@ -9,7 +9,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from node.outcomes import ClusterStatus, MemberStatus
+from node.outcomes import CheckpointStatus, ClusterStatus, MemberStatus
 from storage.errors import BlockNotFoundError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from consensus.block import Block
     from consensus.membership import Member
     from consensus.raft import Raft
+    from node.checkpointer import Checkpointer
     from node.loop import MemberLoop
     from node.replica import Replica
     from node.transport import TransportCounters
@@ -32,6 +33,7 @@ def cluster_status(
     cluster_id: bytes,
     incarnation: bytes,
     alarms: tuple[str, ...],
+    checkpointer: Checkpointer | None = None,
 ) -> ClusterStatus:
     """The cluster called `name` as the member `node` sees it."""
     membership = raft.log.roster.latest
@@ -51,6 +53,16 @@ def cluster_status(
         catching_up_to=raft.fetch_through if raft.fetch_through > commit_index else None,
         members=tuple(_member_status(member, raft) for member in membership.members),
         alarms=alarms,
+        checkpoint=None if checkpointer is None else _checkpoint_status(checkpointer),
+    )
+
+
+def _checkpoint_status(checkpointer: Checkpointer) -> CheckpointStatus:
+    return CheckpointStatus(
+        index=checkpointer.checkpointed_index,
+        lag_blocks=checkpointer.lag,
+        rows_per_second=checkpointer.rows_per_second,
+        last_error=checkpointer.last_error,
     )
 
 
@@ -88,6 +100,20 @@ def node_metrics(
         "loop_stall_worst_us": loop.take_worst_stall_us(),
         "peer_messages_sent_total": transport.sent,
         "peer_bytes_sent_total": transport.sent_bytes,
+    }
+
+
+def checkpoint_metrics(checkpointer: Checkpointer | None) -> dict[str, int]:
+    """Counters and gauges of the copy to PostgreSQL, by name; where none is kept, little."""
+    if checkpointer is None:
+        return {"checkpointed_index": -1}
+    return {
+        "checkpointed_index": checkpointer.checkpointed_index,
+        "checkpoint_lag_blocks": checkpointer.lag,
+        "checkpoint_rows_total": checkpointer.rows,
+        "checkpoint_rows_per_second": checkpointer.rows_per_second,
+        "checkpoint_errors_total": checkpointer.errors,
+        "checkpoint_failing": int(checkpointer.last_error is not None),
     }
 
 

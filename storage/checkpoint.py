@@ -4,7 +4,8 @@ One SQL transaction copies blocks and their transactions and moves the row that 
 a crash leaves is all of it or nothing. The move is guarded by the index and the hash it starts
 from, so that of two writers one loses, whatever happened to the lock that keeps them apart. A
 database holds one cluster. A read model: it can always be rebuilt from the chain, and nothing here
-ever overwrites a row. Relies on psycopg and `schema.sql`; knows nothing of nodes.
+ever overwrites a row. Relies on psycopg and on the tables of `storage.checkpoint_schema`; knows
+nothing of nodes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from psycopg import AsyncConnection, errors
@@ -29,7 +29,13 @@ from storage.checkpoint_rows import (
     block_row,
     transaction_slices,
 )
-from storage.errors import StorageError
+from storage.checkpoint_schema import (
+    LOCK_KEY,
+    CheckpointError,
+    grant,
+    installed_version,
+    migrate,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,13 +44,6 @@ if TYPE_CHECKING:
     from psycopg import AsyncCursor
 
     from consensus.block import Block
-
-SCHEMA_VERSION = 1
-_SCHEMA = Path(__file__).with_name("schema.sql")
-
-# Advisory locks are local to a database, which holds one cluster: one name is enough. The two
-# numbers spell "bitn" and "exus".
-_LOCK_KEY = (0x6269746E, 0x65787573)
 
 _CONNECTION_DEFAULTS = {
     "connect_timeout": "5",
@@ -71,11 +70,9 @@ _COPY_TRANSACTIONS = (
 _MOVE = """
     UPDATE bitnexus.checkpoint SET index = %s, hash = %s, updated_at = now()
     WHERE cluster_id = %s AND index = %s AND hash = %s
+    RETURNING bitnexus.make_partitions(index)
 """
-
-
-class CheckpointError(StorageError):
-    """Base of what can be wrong with a database of checkpoints beside being out of reach."""
+"""The rows that follow have a partition to go to, made in their own transaction."""
 
 
 class CheckpointClusterError(CheckpointError):
@@ -87,10 +84,6 @@ class CheckpointClusterError(CheckpointError):
         )
         self.found = found
         self.expected = expected
-
-
-class CheckpointSchemaError(CheckpointError):
-    """The database has no checkpoints, or is of a kind that this program cannot use."""
 
 
 class CheckpointMismatchError(CheckpointError):
@@ -141,16 +134,7 @@ class CheckpointStore:
     @classmethod
     async def connect(cls, dsn: str, *, cluster_id: bytes) -> Self:
         """Connect; needs no table to be there yet. Raises psycopg.Error."""
-        given = conninfo_to_dict(dsn)
-        defaults = {name: to for name, to in _CONNECTION_DEFAULTS.items() if name not in given}
-        conninfo = make_conninfo(dsn, client_encoding="UTF8", **defaults)
-        connection = await AsyncConnection.connect(conninfo, autocommit=True)
-        try:
-            await connection.execute(_SESSION)
-        except BaseException:
-            await connection.close()
-            raise
-        return cls(connection, cluster_id)
+        return cls(await _connect(dsn), cluster_id)
 
     async def close(self) -> None:
         """Close the connection; the lock goes with it."""
@@ -171,26 +155,22 @@ class CheckpointStore:
 
     async def try_lock(self) -> bool:
         """Take the writers' lock of this database without waiting; say whether it is ours."""
-        cursor = await self.connection.execute("SELECT pg_try_advisory_lock(%s, %s)", _LOCK_KEY)
+        cursor = await self.connection.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK_KEY)
         row = await cursor.fetchone()
         assert row is not None
         return bool(row[0])
 
     async def unlock(self) -> None:
         """Give the writers' lock back."""
-        await self.connection.execute("SELECT pg_advisory_unlock(%s, %s)", _LOCK_KEY)
+        await self.connection.execute("SELECT pg_advisory_unlock(%s, %s)", LOCK_KEY)
 
     async def ensure_schema(self) -> None:
-        """Make the tables where there are none; only with the lock held.
+        """Make the tables where there are none, or bring them up to date; only with the lock held.
 
         Raises CheckpointSchemaError and CheckpointClusterError.
         """
-        encoding = self.connection.info.parameter_status("server_encoding")
-        if encoding != "UTF8":
-            raise CheckpointSchemaError(f"the database is encoded in {encoding}, not in UTF8")
         async with self.connection.transaction():
-            if not await self.has_schema():
-                await self.connection.execute(_SCHEMA.read_bytes())
+            await migrate(self.connection)
             await self.connection.execute(
                 "INSERT INTO bitnexus.checkpoint (cluster_id, index, hash) VALUES (%s, -1, %s)"
                 " ON CONFLICT DO NOTHING",
@@ -203,7 +183,7 @@ class CheckpointStore:
 
         Raises CheckpointSchemaError and CheckpointClusterError.
         """
-        if not await self.has_schema():
+        if await installed_version(self.connection) is None:
             return None
         cursor = await self.connection.execute(
             "SELECT cluster_id, index, hash FROM bitnexus.checkpoint"
@@ -258,20 +238,30 @@ class CheckpointStore:
         detail = f"its hash is {found_hash.hex()}, not {first.previous_hash.hex()}"
         raise CheckpointMismatchError(index, detail)
 
-    async def has_schema(self) -> bool:
-        """Say whether the tables are there; raises CheckpointSchemaError for another version."""
-        cursor = await self.connection.execute("SELECT to_regclass('bitnexus.schema_version')")
-        row = await cursor.fetchone()
-        assert row is not None
-        if row[0] is None:
-            return False
-        cursor = await self.connection.execute("SELECT max(version) FROM bitnexus.schema_version")
-        row = await cursor.fetchone()
-        assert row is not None
-        if row[0] != SCHEMA_VERSION:
-            detail = f"the tables are of version {row[0]}; this program uses {SCHEMA_VERSION}"
-            raise CheckpointSchemaError(detail)
-        return True
+
+async def prepare(dsn: str, *, role: str | None) -> None:
+    """Make the tables, or bring them up to date, for a node that may not; let `role` copy to them.
+
+    Raises CheckpointSchemaError, psycopg.Error.
+    """
+    async with await _connect(dsn) as connection, connection.transaction():
+        await migrate(connection)
+        if role is not None:
+            await grant(connection, role)
+
+
+async def _connect(dsn: str) -> AsyncConnection:
+    """Open a connection that notices, and is noticed, when its other end is gone."""
+    given = conninfo_to_dict(dsn)
+    defaults = {name: to for name, to in _CONNECTION_DEFAULTS.items() if name not in given}
+    conninfo = make_conninfo(dsn, client_encoding="UTF8", **defaults)
+    connection = await AsyncConnection.connect(conninfo, autocommit=True)
+    try:
+        await connection.execute(_SESSION)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
 
 
 async def _copy_blocks(cursor: AsyncCursor, blocks: Sequence[Block]) -> None:

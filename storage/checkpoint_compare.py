@@ -18,8 +18,8 @@ from uuid import UUID
 import msgspec
 
 from consensus.block import decode_transaction
-from storage.checkpoint import CheckpointSchemaError
 from storage.checkpoint_rows import BLOCK_COLUMNS, TRANSACTION_COLUMNS, block_row, payload_json
+from storage.checkpoint_schema import CheckpointSchemaError, installed_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
@@ -33,10 +33,15 @@ _READ_BYTES = 4 << 20
 _FETCHED_ROWS = 500
 """At most 500 times 64 KiB in memory."""
 
+_COMPARED_COLUMNS = (*BLOCK_COLUMNS, "sealed_at")
 _BLOCKS = f"""
-    SELECT {", ".join(BLOCK_COLUMNS)} FROM bitnexus.blocks
+    SELECT {", ".join(BLOCK_COLUMNS)},
+        sealed_at = (timestamp '1970-01-01' + timestamp_us * interval '1 microsecond')
+            AT TIME ZONE 'UTC'
+    FROM bitnexus.blocks
     WHERE index <= %(last)s OR index > %(progress)s ORDER BY index
 """  # noqa: S608 - our own names of columns
+"""What the tables derive by themselves is true where it is right: how, an owner may change."""
 _TRANSACTIONS = """
     SELECT id, block_index, position, user_id, kind, payload::text, raw FROM bitnexus.transactions
     WHERE block_index <= %(last)s OR block_index > %(progress)s ORDER BY block_index, position
@@ -124,7 +129,7 @@ async def compare(
     connection = store.connection
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        if not await store.has_schema():
+        if await installed_version(connection) is None:
             raise CheckpointSchemaError("the database holds no checkpoints")
         progress = await store.progress()
         checkpointed = -1 if progress is None else progress.index
@@ -224,7 +229,7 @@ async def _stored_rows(
 
 def _rows_of(block: Block) -> Iterator[Row]:
     """Yield the rows that a block of the chain must have."""
-    yield Row(Place(block.index, is_transaction=False, position=0), block_row(block))
+    yield Row(Place(block.index, is_transaction=False, position=0), (*block_row(block), True))
     for position, raw in enumerate(block.transactions):
         transaction = decode_transaction(raw)
         values = (
@@ -241,7 +246,7 @@ def _rows_of(block: Block) -> Iterator[Row]:
 
 def _changed_column(expected: Row, stored: Row) -> str | None:
     """Name the first column whose value is not the expected one, if there is any."""
-    columns = TRANSACTION_COLUMNS if expected.place.is_transaction else BLOCK_COLUMNS
+    columns = TRANSACTION_COLUMNS if expected.place.is_transaction else _COMPARED_COLUMNS
     for column, value, found in zip(columns, expected.values, stored.values, strict=True):
         if isinstance(value, msgspec.Raw):
             assert isinstance(found, str)

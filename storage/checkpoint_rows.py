@@ -92,40 +92,41 @@ def payload_json(payload: bytes | msgspec.Raw) -> bytes:
 def transaction_slices(blocks: Sequence[Block]) -> Iterator[bytes]:
     """Yield the COPY rows of all transactions of `blocks`, a slice of bounded work at a time.
 
+    A slice goes on over the end of a block: each costs the loop a turn, and blocks may be small.
     COPY_HEADER and COPY_TRAILER go around them. Raises UnstorableBlockError.
     """
+    parts: list[bytes] = []
+    rows = size_bytes = 0
     for block in blocks:
-        first = 0
-        while first < len(block.transactions):
-            last = _end_of_slice(block.transactions, first)
+        for position, raw in enumerate(block.transactions):
             try:
-                yield _pack_rows(block.index, first, block.transactions[first:last])
+                parts += _pack_row(block.index, position, raw)
             except (struct.error, ValueError) as error:
                 raise UnstorableBlockError(f"block {block.index}: {error}") from error
-            first = last
+            rows += 1
+            size_bytes += len(raw)
+            if rows == _SLICE_ROWS or size_bytes >= _SLICE_BYTES:
+                yield b"".join(parts)
+                parts.clear()
+                rows = size_bytes = 0
+    if parts:
+        yield b"".join(parts)
 
 
-def _end_of_slice(transactions: Sequence[bytes], first: int) -> int:
-    """Return the position after the last transaction of the slice that begins at `first`."""
-    size_bytes = 0
-    for position in range(first, min(first + _SLICE_ROWS, len(transactions))):
-        size_bytes += len(transactions[position])
-        if size_bytes >= _SLICE_BYTES:
-            return position + 1
-    return min(first + _SLICE_ROWS, len(transactions))
-
-
-def _pack_rows(block_index: int, first: int, transactions: Sequence[bytes]) -> bytes:
-    """Pack the rows of transactions that follow each other in a block, from position `first`."""
-    parts: list[bytes] = []
-    add = parts.extend
-    columns = len(TRANSACTION_COLUMNS)
-    for position, raw in enumerate(transactions, first):
-        transaction = decode_transaction(raw)
-        user_id = transaction.user_id.encode()
-        kind = transaction.kind.encode()
-        text = payload_json(transaction.payload)
-        head = (columns, 16, transaction.id, 8, block_index, 4, position, len(user_id))
-        add((_ROW.pack(*head), user_id, _LENGTH.pack(len(kind)), kind))
-        add((_JSONB.pack(len(text) + 1, _JSONB_VERSION), text, _LENGTH.pack(len(raw)), raw))
-    return b"".join(parts)
+def _pack_row(block_index: int, position: int, raw: bytes) -> tuple[bytes, ...]:
+    """Pack the row of a transaction."""
+    transaction = decode_transaction(raw)
+    user_id = transaction.user_id.encode()
+    kind = transaction.kind.encode()
+    text = payload_json(transaction.payload)
+    head = (len(TRANSACTION_COLUMNS), 16, transaction.id, 8, block_index, 4, position)
+    return (
+        _ROW.pack(*head, len(user_id)),
+        user_id,
+        _LENGTH.pack(len(kind)),
+        kind,
+        _JSONB.pack(len(text) + 1, _JSONB_VERSION),
+        text,
+        _LENGTH.pack(len(raw)),
+        raw,
+    )

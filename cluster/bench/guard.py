@@ -66,6 +66,7 @@ class Front:
         self._members = Members()
         self._calls = Calls(offer=self._offer, expire=self._members.leader.expire)
         self._offered: list[Submission] = []
+        self.is_full = False
 
     def begin_submit(
         self,

@@ -65,6 +65,7 @@ class Checkpoints:
             sleep=self._sleep,
             connect=self._connect,
             log=self,
+            now=lambda: self._queue.now_us / MICROS_PER_SECOND,
         )
         self._course = Course(
             self._run(self._checkpointer), queue=self._queue, when_awake=self._when_awake

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import errors
 
-from storage.checkpoint import SCHEMA_VERSION
 from storage.checkpoint_rows import COPY_HEADER, COPY_TRAILER
+from storage.checkpoint_schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -161,7 +161,7 @@ class SimulatedDatabase:
         return answer
 
     def make_tables(self, session: Session) -> Answer:
-        """The statements of `schema.sql`."""
+        """The statements of all steps of `migrations/`."""
         draft = _draft_of(session)
         if self.has_tables or draft.makes_tables:
             raise errors.DuplicateTable("the tables are there already")
@@ -219,6 +219,11 @@ class SimulatedDatabase:
             self.lock_holder = None
         return Answer(((is_ours,),), 1)
 
+    def hold_lock(self, session: Session, _values: Sequence[Any]) -> Answer:
+        """The advisory lock until the transaction ends: the checkpointer has it by then."""
+        assert self.lock_holder is session, "nobody makes tables without the lock"
+        return Answer(((None,),), 1)
+
     def find_tables(self, session: Session, _values: Sequence[Any]) -> Answer:
         """The name of the table of versions, or nothing."""
         is_there = self.has_tables or _draft_of(session).makes_tables
@@ -253,7 +258,7 @@ class SimulatedDatabase:
         if cursor is None or [cursor.cluster_id, cursor.index, cursor.hash] != stands:
             return Answer()
         draft.cursor = Cursor(cursor.cluster_id, index, block_hash)
-        return Answer((), 1)
+        return Answer(((None,),), 1)
 
     def _lock_row(self, session: Session) -> None:
         if self._row_holder not in {None, session}:
@@ -264,6 +269,7 @@ class SimulatedDatabase:
 _STATEMENTS: Final[dict[str, Callable[[SimulatedDatabase, Session, Sequence[Any]], Answer]]] = {
     "SELECT pg_try_advisory_lock(%s, %s)": SimulatedDatabase.try_lock,
     "SELECT pg_advisory_unlock(%s, %s)": SimulatedDatabase.unlock,
+    "SELECT pg_advisory_xact_lock(%s, %s)": SimulatedDatabase.hold_lock,
     "SELECT to_regclass('bitnexus.schema_version')": SimulatedDatabase.find_tables,
     "SELECT max(version) FROM bitnexus.schema_version": SimulatedDatabase.read_version,
     "SELECT cluster_id, index, hash FROM bitnexus.checkpoint": SimulatedDatabase.read_cursor,
@@ -274,6 +280,7 @@ _STATEMENTS: Final[dict[str, Callable[[SimulatedDatabase, Session, Sequence[Any]
     (
         "UPDATE bitnexus.checkpoint SET index = %s, hash = %s, updated_at = now()"
         " WHERE cluster_id = %s AND index = %s AND hash = %s"
+        " RETURNING bitnexus.make_partitions(index)"
     ): SimulatedDatabase.move_cursor,
 }
 

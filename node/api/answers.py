@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from consensus.block import Block
     from consensus.membership import Member
     from node.administration import MadeChange
-    from node.outcomes import ClusterStatus, HistoryRow, Receipt, ReceiptStatus
+    from node.outcomes import (
+        CheckpointStatus,
+        ClusterStatus,
+        HistoryRow,
+        Receipt,
+        ReceiptStatus,
+    )
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PAYLOAD_DECODER: Final = msgspec.msgpack.Decoder(Any)
@@ -99,6 +105,18 @@ def cluster_answer(status: ClusterStatus) -> shapes.Cluster:
         catching_up_to=status.catching_up_to,
         members=[_member(member) for member in status.members],
         alarms=list(status.alarms),
+        checkpoint=_checkpoint(status.checkpoint),
+    )
+
+
+def _checkpoint(status: CheckpointStatus | None) -> shapes.Checkpoint | None:
+    if status is None:
+        return None
+    return shapes.Checkpoint(
+        index=status.index,
+        lag_blocks=status.lag_blocks,
+        rows_per_second=status.rows_per_second,
+        last_error=status.last_error,
     )
 
 

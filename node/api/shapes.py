@@ -264,6 +264,17 @@ class NewLeader(Shape, frozen=True, kw_only=True):
     leader: str
 
 
+class Checkpoint(Shape, frozen=True, kw_only=True):
+    """How far PostgreSQL has come, as the node knows."""
+
+    index: Annotated[int, Meta(ge=-1, description="The last block there; -1 for none")]
+    lag_blocks: Annotated[int, Meta(ge=0, description="Blocks applied here and not known there")]
+    rows_per_second: Annotated[
+        int, Meta(ge=0, description="Transactions that this node copies; 0 where another does")
+    ]
+    last_error: Annotated[str, Meta(description="Until something goes well again")] | None
+
+
 class Cluster(Shape, frozen=True, kw_only=True):
     """The cluster as the node sees it."""
 
@@ -283,6 +294,7 @@ class Cluster(Shape, frozen=True, kw_only=True):
     ) = None
     members: list[MemberState]
     alarms: list[str]
+    checkpoint: Checkpoint | None = None
 
 
 def read_outcome(document: object) -> Receipt | Pending | Problem:

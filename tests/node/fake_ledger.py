@@ -24,6 +24,7 @@ from consensus.changes import Membership
 from consensus.membership import Genesis, Member, genesis_block
 from node.outcomes import (
     Accepted,
+    CheckpointStatus,
     ClusterStatus,
     HistoryRow,
     MemberStatus,
@@ -78,6 +79,7 @@ class FakeNode:
         self.leader: str | None = "node1"
         self.damaged: set[int] = set()
         self.alarms: tuple[str, ...] = ()
+        self.checkpoint: CheckpointStatus | None = None
         self.obstacle: str | None = None
         self.commit_ahead = 0
         self.is_full = False
@@ -237,6 +239,7 @@ class FakeNode:
             catching_up_to=self.catching_up_to,
             members=tuple(self._member_status(member) for member in self.membership.members),
             alarms=self.alarms,
+            checkpoint=self.checkpoint,
         )
 
     def _member_status(self, member: Member) -> MemberStatus:

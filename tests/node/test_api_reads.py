@@ -15,7 +15,7 @@ from node.api.answers import time_text
 from node.api.cursor import CursorError, decode_cursor, encode_cursor
 from node.api.reads import MAX_PAGE_BYTES
 from node.api.routes import ROUTES
-from node.outcomes import NodeFailedError
+from node.outcomes import CheckpointStatus, NodeFailedError
 from storage.recent import Place
 from tests.node.api_fixture import TRANSACTIONS, Stage, problem_of, stage
 
@@ -338,8 +338,9 @@ async def test_blocks_come_in_order(
 
 @pytest.mark.asyncio
 async def test_the_cluster_is_shown(stage: Stage) -> None:
-    """The members with their roles, how far it fetches, and the alarms."""
+    """The members with their roles, how far it fetches, the alarms, and how PostgreSQL is."""
     stage.node.alarms = ("NOSPACE",)
+    stage.node.checkpoint = CheckpointStatus(-1, 1, 0, "connection refused")
     stage.node.catching_up_to = 70
     member = {
         "name": "node1",
@@ -363,6 +364,12 @@ async def test_the_cluster_is_shown(stage: Stage) -> None:
         "catching_up_to": 70,
         "members": [member],
         "alarms": ["NOSPACE"],
+        "checkpoint": {
+            "index": -1,
+            "lag_blocks": 1,
+            "rows_per_second": 0,
+            "last_error": "connection refused",
+        },
     } == (await stage.get("/api/v1/cluster")).json()
 
 

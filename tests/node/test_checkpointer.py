@@ -17,7 +17,15 @@ import pytest
 
 from cluster.postgres import EmbeddedPostgres
 from node import checkpointer as module
-from node.checkpointer import ALARM_RETRY_S, GATHER_S, LAST_RETRY_S, STAND_BY_S, Checkpointer
+from node.checkpointer import (
+    ALARM_RETRY_S,
+    GATHER_S,
+    LAST_RETRY_S,
+    RATE_S,
+    STAND_BY_S,
+    Checkpointer,
+)
+from node.status import checkpoint_metrics
 from storage.checkpoint import CheckpointStore
 from storage.checkpoint_compare import Comparison, compare
 from tests.postgres_fixture import Chain
@@ -133,6 +141,48 @@ async def test_blocks_gather_while_it_pauses(database: str, chain: Chain) -> Non
         await chain.commit(blocks=1)
         await until(lambda: checkpointer.lag == 0 and not checkpointer.is_writer)
     assert [GATHER_S, GATHER_S] == pace.slept
+
+
+@pytest.mark.asyncio
+async def test_the_rate_is_a_mean_over_the_last_seconds(database: str, chain: Chain) -> None:
+    """It falls back to nothing when nothing is copied any more."""
+    now_s = 100.0
+    chain.grow(blocks=5, transactions=30)
+    checkpointer = Checkpointer(
+        database, chain, cluster_id=chain.cluster_id, random=Random(1), now=lambda: now_s
+    )
+    assert 0 == checkpointer.rows_per_second
+    async with running(checkpointer):
+        await until(lambda: checkpointer.lag == 0)
+    assert 151 == checkpointer.rows
+    assert 15 == checkpointer.rows_per_second
+    now_s += RATE_S
+    assert 15 == checkpointer.rows_per_second
+    now_s += 0.1
+    assert 0 == checkpointer.rows_per_second
+
+
+@pytest.mark.asyncio
+async def test_metrics_tell_how_the_copy_is(database: str, chain: Chain) -> None:
+    """How far it is, how much and how fast, and that something is wrong; little without a DSN."""
+    chain.grow(blocks=4)
+    checkpointer = make_checkpointer(database, chain)
+    async with running(checkpointer):
+        await until(lambda: checkpointer.lag == 0)
+    await chain.commit(blocks=2)
+    repair = Repair()
+    lost = Checkpointer(
+        database, Chain("other"), cluster_id=bytes(32), random=Random(1), sleep=repair.sleep
+    )
+    async with running(lost):
+        await until(lambda: lost.alarm is not None)
+    copied = {"checkpointed_index": 4, "checkpoint_lag_blocks": 2, "checkpoint_rows_total": 13}
+    well = {"checkpoint_errors_total": 0, "checkpoint_failing": 0}
+    rate = {"checkpoint_rows_per_second": 1}
+    assert copied | well | rate == checkpoint_metrics(checkpointer)
+    numbers = checkpoint_metrics(lost)
+    assert (1, 1) == (numbers["checkpoint_errors_total"], numbers["checkpoint_failing"])
+    assert {"checkpointed_index": -1} == checkpoint_metrics(None)
 
 
 def has_copied(checkpointer: Checkpointer, rows: int) -> bool:

@@ -348,8 +348,8 @@ def test_status_shows_every_node(stage: Stage) -> None:
     cluster_id = stage.node.cluster_id.hex()[:16]
     assert lines == [
         f"cluster test ({cluster_id}): node1 leads in term 1",
-        "node   role    term  last  commit  applied  http            alarms",
-        "node1  leader     1     2       2        2  127.0.0.1:8001  disk is full",
+        "node   role    term  last  commit  applied  checkpoint  http            alarms",
+        "node1  leader     1     2       2        2  -           127.0.0.1:8001  disk is full",
     ]
     assert result.code == 0
 
@@ -370,6 +370,7 @@ def test_status_tells_machines_the_same(stage: Stage) -> None:
             "applied_index": 0,
             "catching_up_to": None,
             "alarms": [],
+            "checkpoint": None,
         }
     ]
 

@@ -16,11 +16,11 @@ from storage.checkpoint import (
     CheckpointClusterError,
     CheckpointMismatchError,
     CheckpointMovedError,
-    CheckpointSchemaError,
     CheckpointStore,
     Progress,
 )
 from storage.checkpoint_rows import UnstorableBlockError, payload_json, transaction_slices
+from storage.checkpoint_schema import SCHEMA_VERSION, CheckpointSchemaError
 from tests.postgres_fixture import Chain
 
 pytestmark = pytest.mark.postgres
@@ -43,14 +43,18 @@ async def counts(store: CheckpointStore) -> tuple[int, int]:
 
 @pytest.mark.asyncio
 async def test_every_table_and_column_says_what_it_is(store: CheckpointStore) -> None:
-    """A reader with nothing but psql finds a comment on each table and column."""
+    """A reader with nothing but psql finds a comment on each, on partitions made later too."""
+    await fetch(store, "SELECT bitnexus.make_partitions(4096)")
     query: LiteralString = """
         SELECT c.relname, a.attname, obj_description(c.oid), col_description(c.oid, a.attnum)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
-        WHERE c.relnamespace = 'bitnexus'::regnamespace AND c.relkind = 'r'
+        WHERE c.relnamespace = 'bitnexus'::regnamespace AND c.relkind IN ('r', 'p')
     """
     columns = await fetch(store, query)
-    assert {"schema_version", "checkpoint", "blocks", "transactions"} == {row[0] for row in columns}
+    ranged = {
+        f"{name}{part}" for name in ("blocks", "transactions") for part in ("", "_0", "_4096")
+    }
+    assert {"schema_version", "checkpoint", "partitions", *ranged} == {row[0] for row in columns}
     assert [] == [row[:2] for row in columns if not (row[2] and row[3])]
 
 
@@ -144,7 +148,7 @@ async def test_rows_beyond_the_progress_are_never_overwritten(
         " SELECT gen_random_uuid(), 2, 1, user_id, kind, payload, raw"
         " FROM bitnexus.transactions WHERE block_index = 1 AND position = 1"
     )
-    with pytest.raises(CheckpointMismatchError, match="transactions_pkey"):
+    with pytest.raises(CheckpointMismatchError, match="transactions_0_pkey"):
         await store.append(chain.blocks[2:])
     assert Progress(1, chain.blocks[1].hash) == await store.progress()
     assert (2, 5) == await counts(store)
@@ -194,8 +198,11 @@ async def test_a_database_of_another_cluster_is_refused(
 @pytest.mark.asyncio
 async def test_tables_of_another_version_are_refused(store: CheckpointStore) -> None:
     """A newer program's tables are left alone."""
-    await store.connection.execute("INSERT INTO bitnexus.schema_version (version) VALUES (2)")
-    with pytest.raises(CheckpointSchemaError, match="version 2"):
+    newer = SCHEMA_VERSION + 1
+    await store.connection.execute(
+        "INSERT INTO bitnexus.schema_version (version) VALUES (%s)", (newer,)
+    )
+    with pytest.raises(CheckpointSchemaError, match=f"version {newer}; this program uses"):
         await store.progress()
 
 

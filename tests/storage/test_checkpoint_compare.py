@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, LiteralString
 import pytest
 from psycopg.sql import SQL, Identifier
 
-from storage.checkpoint import CheckpointSchemaError, CheckpointStore, Progress
+from storage.checkpoint import CheckpointStore, Progress
 from storage.checkpoint_compare import Comparison, Difference, DifferenceKind, compare
+from storage.checkpoint_schema import CheckpointSchemaError
 
 if TYPE_CHECKING:
     from tests.postgres_fixture import Chain
@@ -107,6 +108,19 @@ async def test_a_changed_column_of_a_block_is_named(
     assert (
         Difference(CHANGED, 4, None, column) == (await compare(store, chain, through=4)).difference
     )
+
+
+@pytest.mark.asyncio
+async def test_a_derived_time_is_compared_too(store: CheckpointStore, chain: Chain) -> None:
+    """No UPDATE reaches it, but whoever owns the tables may derive it in another way."""
+    chain.grow(blocks=2)
+    await store.append(chain.blocks)
+    await store.connection.execute(
+        "ALTER TABLE bitnexus.blocks ALTER COLUMN sealed_at SET EXPRESSION AS"
+        " (timestamptz '2020-01-01 00:00:00+00')"
+    )
+    difference = (await compare(store, chain, through=2)).difference
+    assert Difference(CHANGED, 0, None, "sealed_at") == difference
 
 
 COPY_OF_A_ROW: LiteralString = """

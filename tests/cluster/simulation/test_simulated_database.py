@@ -25,7 +25,8 @@ from cluster.simulation.database_client import (
 )
 from cluster.simulation.events import EventQueue
 from cluster.simulation.record import Trace
-from storage.checkpoint import CheckpointError, CheckpointMovedError, CheckpointStore, Progress
+from storage.checkpoint import CheckpointMovedError, CheckpointStore, Progress
+from storage.checkpoint_schema import CheckpointError
 from storage.errors import StorageError
 from tests.postgres_fixture import Chain
 

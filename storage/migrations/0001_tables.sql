@@ -1,6 +1,7 @@
 -- Checkpoints of one cluster: committed blocks and their transactions, for SQL readers and as an
 -- archive. A read model: it is written in order and exactly once by `storage.checkpoint`, and can
--- always be rebuilt from the chain. Run once, in one transaction; needs PostgreSQL 14 or later.
+-- always be rebuilt from the chain. The steps beside this one follow in the order of their numbers,
+-- in one transaction; they need PostgreSQL 14 or later.
 
 -- An administrator may have made the schema for a user who is not allowed to.
 DO $$
