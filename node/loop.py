@@ -43,6 +43,8 @@ Value = TypeVar("Value")
 _log = structlog.get_logger("loop")
 
 TICKS_PER_HEARTBEAT: Final = 5
+SUBMITTED_PER_PUMP: Final = 2_000
+"""Transactions taken in one turn of the loop, some 2 µs each; a larger call is taken whole."""
 STALL_TICKS: Final = 10
 """A loop that is so many ticks late was held up."""
 NANOS_PER_MICRO: Final = 1_000
@@ -260,8 +262,7 @@ class MemberLoop:
             applied_before = self._replica.applied_index
             self._replica.tick(*_clocks())
             if self._submitted:
-                submitted, self._submitted = self._submitted, []
-                self._replica.submit(*submitted)
+                self._replica.submit(*self._take_submitted())
             effects = self._replica.pump()
             for target, lane, message in effects.envelopes:
                 self._send(target, lane, encode_message(message))
@@ -284,6 +285,19 @@ class MemberLoop:
             if effects.more:
                 self._wake()
             self._plan_seal()
+
+    def _take_submitted(self) -> list[Submission]:
+        """What was submitted since the last pump, or as much of it as one turn has time for."""
+        count = transactions = 0
+        for submission in self._submitted:
+            count += 1
+            transactions += len(submission.transactions)
+            if transactions >= SUBMITTED_PER_PUMP:
+                break
+        taken, self._submitted = self._submitted[:count], self._submitted[count:]
+        if self._submitted:
+            self._wake()
+        return taken
 
     def _plan_seal(self) -> None:
         """What gathers is sealed in its time, though nothing else happens until then."""
