@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from node import VERSION
+from node.cli_archive import backup, checkpoint_app, export, join_url, refuse_idle_cluster_id
 from node.cli_errors import CommandError, ExitCode
 from node.cli_group import IndexCommand, OneLineGroup
 from node.cli_member import member_app, transfer_leadership
@@ -240,10 +241,13 @@ def verify(
 
 app.add_typer(member_app, name="member", rich_help_panel=_OPERATION)
 app.command("transfer-leadership", rich_help_panel=_OPERATION)(transfer_leadership)
+app.command("backup", rich_help_panel=_OPERATION)(backup)
+app.command("export", rich_help_panel=_OPERATION)(export)
+app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_OPERATION)
 
 
 @node_app.command("init")
-def node_init(
+def node_init(  # noqa: PLR0913 - typer has an argument for each option
     *,
     data_dir: Annotated[Path, typer.Option(help="The node's folder; absent or empty.")],
     name: Annotated[str, typer.Option(help="The node's name: 1 to 63 of a-z, 0-9 and -.")],
@@ -266,7 +270,14 @@ def node_init(
         ),
     ] = None,
     cluster_id: Annotated[
-        str | None, typer.Option(metavar="HEX", help="With --join: refuse another cluster.")
+        str | None,
+        typer.Option(metavar="HEX", help="With --join or --from-backup: refuse another cluster."),
+    ] = None,
+    from_backup: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Begin with the blocks of this backup, once all are verified."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -276,10 +287,9 @@ def node_init(
     with --join, where the cluster runs already, `bitnexus member add` with this one's.
     """
     from node.cli_init import NewNode  # noqa: PLC0415 - see the top
-    from node.cli_new_node import make_node  # noqa: PLC0415 - see the top
+    from node.cli_new_node import make_node, make_restored_node  # noqa: PLC0415 - see the top
 
-    if cluster_id is not None and join is None:
-        raise CommandError("--cluster-id is for --join", ExitCode.USAGE)
+    refuse_idle_cluster_id(cluster_id, join, from_backup)
     new = NewNode(
         data_dir=data_dir,
         name=name,
@@ -288,12 +298,14 @@ def node_init(
         postgres_dsn=postgres,
         insecure_http=insecure_http,
     )
-    make_node(
-        new,
-        join_url=None if join is None else node_urls([join])[0],
-        cluster_id=cluster_id,
-        as_json=as_json,
-    )
+    url = join_url(join)
+    if from_backup is None:
+        make_node(new, join_url=url, cluster_id=cluster_id, as_json=as_json)
+        return
+    from node.cli_restore import open_backup  # noqa: PLC0415 - see the top
+
+    source = open_backup(from_backup)
+    make_restored_node(new, source, join_url=url, cluster_id=cluster_id, as_json=as_json)
 
 
 @node_app.command("rejoin")
@@ -369,6 +381,13 @@ def node_recover(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it. Without, only what it would do is shown.")
     ] = False,
+    from_backup: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The chain is gone, the key is not: go on with the blocks of this backup.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with one stopped node of a cluster that has lost its majority for good.
@@ -385,7 +404,7 @@ def node_recover(
         )
     from node.cli_recover import recover_node  # noqa: PLC0415 - see the top
 
-    recover_node(data_dir, is_meant=yes, as_json=as_json)
+    recover_node(data_dir, backup=from_backup, is_meant=yes, as_json=as_json)
 
 
 def main() -> None:

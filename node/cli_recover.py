@@ -14,11 +14,13 @@ from node.api.answers import time_text
 from node.audit import audit_store
 from node.cli_errors import CommandError, ExitCode
 from node.cli_output import progress_bar, say, write_json
+from node.cli_restore import open_backup, refuse_other_cluster, restore_chain, restore_errors
 from node.cli_run import exit_code_of
 from node.config import LOCK_FILE, ConfigError, load_config
 from node.folder_lock import DataFolderInUseError, FolderLock
 from node.identity import IdentityError
 from node.recovery import RecoveryRefusedError, plan_recovery, recover
+from node.staged import refuse_taken_folder, staged_folder
 from node.standing import load_standing
 from storage.chain import ChainStore
 from storage.errors import StorageError, StoreMissingError
@@ -28,11 +30,15 @@ if TYPE_CHECKING:
 
     from consensus.block import Block
     from consensus.membership import Genesis
+    from node.config import NodeConfig
     from node.recovery import Recovery
+    from node.standing import Standing
 
 
-def recover_node(data_dir: Path, *, is_meant: bool, as_json: bool) -> None:
+def recover_node(data_dir: Path, *, backup: Path | None, is_meant: bool, as_json: bool) -> None:
     """Say what going on alone means for a stopped node; where `is_meant`, do it.
+
+    With a `backup` its blocks take the place of the node's own chain, which is gone.
 
     Raises:
         CommandError: it is refused, or could not be done.
@@ -41,14 +47,10 @@ def recover_node(data_dir: Path, *, is_meant: bool, as_json: bool) -> None:
         config = load_config(data_dir)
         with FolderLock(config.data_dir / LOCK_FILE):
             standing = load_standing(config)
-            genesis = genesis_block(standing.genesis)
-            chain = ChainStore.open(
-                config.chain_dir, genesis=genesis, readonly=not is_meant, may_create=False
-            )
-            with closing(chain):
-                _audit(chain, standing.genesis)
-                recovery = plan_recovery(chain, standing.identity)
-                block = recover(chain, standing.identity, recovery) if is_meant else None
+            if backup is None:
+                recovery, block = _go_on(config, standing, is_meant=is_meant)
+            else:
+                recovery, block = _go_on_from(backup, config, standing, is_meant=is_meant)
     except RecoveryRefusedError as error:
         raise CommandError(str(error), ExitCode.REFUSED) from error
     except StoreMissingError as error:
@@ -66,7 +68,58 @@ def recover_node(data_dir: Path, *, is_meant: bool, as_json: bool) -> None:
     if as_json:
         write_json(_document(recovery, block))
     else:
-        _say_all(recovery, block, data_dir)
+        _say_all(recovery, block, data_dir, backup)
+
+
+def _go_on(
+    config: NodeConfig, standing: Standing, *, is_meant: bool
+) -> tuple[Recovery, Block | None]:
+    """Plan it with the node's own chain, and where it is meant do it."""
+    genesis = genesis_block(standing.genesis)
+    chain = ChainStore.open(
+        config.chain_dir, genesis=genesis, readonly=not is_meant, may_create=False
+    )
+    with closing(chain):
+        _audit(chain, standing.genesis)
+        return _go_on_with(chain, standing, is_meant=is_meant)
+
+
+def _go_on_from(
+    backup: Path, config: NodeConfig, standing: Standing, *, is_meant: bool
+) -> tuple[Recovery, Block | None]:
+    """As `_go_on`, with a backup's blocks.
+
+    The chain comes to be together with the block that begins the new incarnation. So there never
+    is one under this key in the incarnation that it has forgotten its votes of.
+    """
+    source = open_backup(backup)
+    refuse_other_cluster(source, genesis_block(standing.genesis).hash.hex())
+    with restore_errors(source):
+        refuse_taken_folder(config.chain_dir)
+        if not is_meant:
+            with source.open() as chain:
+                _audit(chain, standing.genesis)
+                return _go_on_with(chain, standing, is_meant=False)
+        part = config.chain_dir.name
+        contents = {part, f"{part}.new"}
+        with staged_folder(config.chain_dir, contents=contents, part=part) as building:
+            restore_chain(source, building / part)
+            with closing(ChainStore.open(building / part)) as chain:
+                return _go_on_with(chain, standing, is_meant=True)
+
+
+def _go_on_with(
+    chain: ChainStore, standing: Standing, *, is_meant: bool
+) -> tuple[Recovery, Block | None]:
+    """A restored chain is taken up only once the new incarnation has begun on it."""
+    is_restored = chain.is_restored
+    recovery = plan_recovery(chain, standing.identity, is_restored=is_restored)
+    if not is_meant:
+        return recovery, None
+    block = recover(chain, standing.identity, recovery)
+    if is_restored:
+        chain.take_up()
+    return recovery, block
 
 
 def _audit(chain: ChainStore, genesis: Genesis) -> None:
@@ -93,12 +146,12 @@ def _document(recovery: Recovery, block: Block | None) -> dict[str, object]:
     }
 
 
-def _say_all(recovery: Recovery, block: Block | None, data_dir: Path) -> None:
+def _say_all(recovery: Recovery, block: Block | None, data_dir: Path, backup: Path | None) -> None:
     """What is, what becomes of it, and what comes next."""
     name, last = recovery.member.name, recovery.last_index
     given_up = ", ".join(member.name for member in recovery.given_up)
     tail = last - recovery.commit_index
-    say(f"{name} goes on alone, without the consent of {given_up}.")
+    say(f"{name} goes on alone, without the consent of {given_up or 'anybody'}.")
     say(f"  last block      of term {recovery.last_term}, block {last}")
     say(f"                  {time_text(recovery.last_timestamp_us)}")
     say(f"                  {recovery.last_hash.hex()}")
@@ -106,17 +159,24 @@ def _say_all(recovery: Recovery, block: Block | None, data_dir: Path) -> None:
     if tail:
         blocks = f"blocks {recovery.commit_index + 1} to {last}" if tail > 1 else f"block {last}"
         say(f"  becomes so      {blocks}, whether or not a majority ever had it")
-    say(f"  lost            whatever {given_up} recorded beyond block {last},")
+    losers = "anybody" if backup is not None else given_up
+    say(f"  lost            whatever {losers} recorded beyond block {last},")
     say("                  also where a client holds a receipt for it")
-    say(f"  given up        {given_up}: never again members under their keys, nor with")
-    say("                  their folders; wipe them, then `bitnexus node init --join` and add them")
+    if given_up:
+        say(f"  given up        {given_up}: never again members under their keys, nor with")
+        say("                  their folders; wipe them, `bitnexus node init --join` and add them")
     say(f"  new incarnation begins with block {last + 1}; others cannot talk with it.")
     say("                  Should a majority of them run after all, there are two ledgers")
     if block is None:
-        say("Choose of all nodes that are left the one whose last block has the highest term, and")
-        say("only among equals the longest chain: others may lack what clients hold receipts for.")
+        if backup is None:
+            say("Choose of all nodes that are left the one whose last block has the highest term,")
+            say("and only among equals the longest chain: others may lack what clients hold")
+            say("receipts for.")
+        else:
+            say("A node that still has its chain, or a later backup, has lost less than this one.")
         say("Nothing was changed. To do it, once you know that the others are gone for good:")
-        say(f"  bitnexus node recover --unsafe --yes --data-dir {data_dir}")
+        source = "" if backup is None else f" --from-backup {backup}"
+        say(f"  bitnexus node recover --unsafe --yes --data-dir {data_dir}{source}")
         return
     say(f"Done: block {block.index}, {block.hash.hex()}")
     say(f"next: bitnexus node run --data-dir {data_dir}")
