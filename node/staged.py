@@ -49,8 +49,8 @@ def staged_folder(
     is_done = False
     try:
         _lock(descriptor, building)
+        _empty(building, contents)
         try:
-            _empty(building, contents)
             yield building
             _move(building if part is None else building / part, final)
             is_done = part is None
