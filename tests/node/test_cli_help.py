@@ -57,6 +57,9 @@ def test_all_the_commands_are_there() -> None:
         ("member", "remove"),
         ("member", "replace"),
         ("transfer-leadership",),
+        ("backup",),
+        ("checkpoint", "restore"),
+        ("export",),
     }
     assert expected == set(ALL)
 
@@ -94,7 +97,7 @@ def test_the_version_is_that_of_the_project() -> None:
     assert (0, f"bitnexus {project['version']}\n") == (result.code, result.stdout)
 
 
-@pytest.mark.parametrize("path", [(), ("node",), ("member",)])
+@pytest.mark.parametrize("path", [(), ("node",), ("member",), ("checkpoint",)])
 def test_no_command_at_all_shows_the_help(path: tuple[str, ...]) -> None:
     """With the exit code of a usage error, and no empty line of error."""
     result = run(*path)
