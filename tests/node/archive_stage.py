@@ -31,8 +31,10 @@ NEW_NODE = ("--name", "n7", "--peer", "127.0.0.1:7107", "--http", "127.0.0.1:810
 _STOP_HALF_WAY = """
 import signal, sys
 from contextlib import contextmanager
-import node.cli_output
+import node.cli_output, node.rebuild
 from cluster.cli import app
+
+node.rebuild._SAVE_BLOCKS = 7
 
 @contextmanager
 def progress_bar(what, *, total):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def society() -> Society:
     """Three members and the chain they have sealed."""
     society = Society(3)

@@ -34,7 +34,7 @@ COMMITTED = BLOCKS - 2
 WHAT = pytest.mark.parametrize("what", ["blocks", "transactions"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def society() -> Society:
     """Blocks of three transactions, every tenth of none."""
     society = Society(3)
@@ -89,15 +89,21 @@ def test_it_goes_on_after_the_last_whole_line_wherever_it_was_torn(
     assert 0 == export(folder, tmp_path / "whole", what).code
     whole = (tmp_path / "whole").read_bytes()
     torn = tmp_path / "torn"
-    for size in (0, 1, *range(700, len(whole), len(whole) // 25), len(whole) - 1, len(whole)):
+    for size in (0, 1, *range(700, len(whole), len(whole) // 10), len(whole) - 1, len(whole)):
         torn.write_bytes(whole[:size])
         result = export(folder, torn, what, "--resume", "--json")
         assert (0, whole) == (result.code, torn.read_bytes())
         assert whole.count(b"\n") - whole[:size].count(b"\n") == result.document["lines"]
 
 
-@WHAT
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [
+        ("blocks", signal.SIGKILL),
+        ("transactions", signal.SIGKILL),
+        ("transactions", signal.SIGINT),
+    ],
+)
 def test_an_interrupted_run_is_resumed(
     tmp_path: Path, folder: Path, what: str, number: signal.Signals
 ) -> None:

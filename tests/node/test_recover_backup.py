@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BLOCKS = 60
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def society() -> Society:
     """Three members and their chain, and a fourth that learns."""
     society = Society(3)
@@ -40,8 +40,8 @@ def society() -> Society:
 
 def lose_chain(base: Path, society: Society, number: int = 2) -> Path:
     """The folder of member `number` without its chain, beside a backup `b` of it."""
-    folder = make_folder(base / f"n{number}", society.blocks, committed=society.tip.index,
-                         number=number)  # fmt: skip
+    committed = society.tip.index
+    folder = make_folder(base / f"n{number}", society.blocks, committed=committed, number=number)
     if not (base / "b").exists():
         assert 0 == back_up(folder, base / "b").code
     shutil.rmtree(folder / "chain")
