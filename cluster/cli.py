@@ -1,4 +1,4 @@
-"""The command `bitnexus`: what one node's command line has, `up` for a local cluster, `simulate`.
+"""The command `bitnexus`: what one node's command line has, and what is done with many nodes.
 
 Relies on `node.cli` for what speaks to one node.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.cli_bench import bench_app
 from cluster.simulation.faults import Fault
 from node.cli import app
 from node.cli_errors import CommandError, ExitCode
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
+app.add_typer(bench_app, name="bench", rich_help_panel="A local cluster")
 
 NodesOption = Annotated[
     int | None,
@@ -37,6 +39,16 @@ HttpPortOption = Annotated[
         help=(
             "HTTP of the nodes on P, P+1, ...; 0 takes free ports and keeps them. "
             "(default: 8001, or as the folder has it)"
+        ),
+    ),
+]
+ClientPortOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="P",
+        help=(
+            "Client ports (ZeroMQ) of the nodes on P, P+1, ... of loopback; 0 takes free ones. "
+            "(default: 9001, or free ones where HTTP has them)"
         ),
     ),
 ]
@@ -75,12 +87,13 @@ NoRestartOption = Annotated[bool, typer.Option("--no-restart", help="Leave a nod
 
 
 @app.command(rich_help_panel="A local cluster")
-def up(
+def up(  # noqa: PLR0913 - one argument for each option
     *,
     nodes: NodesOption = None,
     data_dir: DataDirOption = Path("data"),
     http_port: HttpPortOption = None,
     http_host: HttpHostOption = None,
+    client_port: ClientPortOption = None,
     postgres: PostgresOption = "embedded",
     heartbeat_ms: HeartbeatOption = None,
     insecure_http: InsecureHttpOption = False,
@@ -102,6 +115,7 @@ def up(
         restart=not no_restart,
         insecure_http=insecure_http,
         heartbeat_ms=heartbeat_ms,
+        client_port=client_port,
     )
     raise typer.Exit(_run(options, as_json=as_json))
 

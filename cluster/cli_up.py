@@ -143,10 +143,13 @@ def _document(cluster: LocalCluster, view: ClusterView) -> dict[str, object]:
             "name": name,
             "role": view.role_of(name),
             "http": url,
+            "clients": client_url,
             "data_dir": str(cluster.data_dirs[name]),
             "pid": cluster.node(name).pid,
         }
-        for name, url in zip(cluster.names, cluster.urls, strict=True)
+        for name, url, client_url in zip(
+            cluster.names, cluster.urls, cluster.client_urls, strict=True
+        )
     ]
     return {
         "name": cluster.folder.genesis.name,
@@ -177,6 +180,7 @@ def _lines(cluster: LocalCluster, view: ClusterView) -> list[Text]:
         Text(),
         Text(f"  PostgreSQL  {cluster.postgres_dsn or 'none'}"),
         Text(f"  Explorer    {cluster.urls[0]}/"),
+        *_client_lines(cluster),
         Text(),
         Text("Type next, in another terminal:", style="bold"),
         *(Text(f"  {line}") for line in _next_steps(cluster.urls)),
@@ -184,6 +188,14 @@ def _lines(cluster: LocalCluster, view: ClusterView) -> list[Text]:
         Text("Ctrl-C stops everything; the same command resumes the same chain."),
     ]
     return lines
+
+
+def _client_lines(cluster: LocalCluster) -> list[Text]:
+    """Where each node's client port is: whole, since its key is part of what clients need."""
+    heads = ["Clients", *[""] * (len(cluster.names) - 1)]
+    return [
+        Text(f"  {head:10}  {url}") for head, url in zip(heads, cluster.client_urls, strict=True)
+    ]
 
 
 def _next_steps(urls: tuple[str, ...]) -> list[str]:

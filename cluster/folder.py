@@ -32,6 +32,7 @@ from node.config import (
     IDENTITY_FILE,
     LOCK_FILE,
     NODE_FILE,
+    ConfigError,
     dump_toml,
     join_address,
     load_config,
@@ -41,13 +42,14 @@ from node.folder_lock import DataFolderInUseError, FolderLock
 from node.identity import IdentityError, create_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 CLUSTER_FILE: Final = "cluster.toml"
 POSTGRES_FOLDER: Final = "postgres"
 FREE_PORT: Final = 0
 """As `http_port`: a free port for each node, chosen when the folder is made."""
+FIRST_CLIENT_PORT: Final = 9001
 MAX_NODES: Final = 9
 
 _FORMAT: Final = 1
@@ -56,6 +58,7 @@ _OWNER_ONLY: Final = 0o700
 _MAX_PORT: Final = 65_535
 _PEER_PORTS: Final = range(20_000, 32_768)
 """Below the usual range of outgoing connections, which would take a kept port by chance."""
+_LOOPBACK: Final = "127.0.0.1"
 _PORT_TRIES: Final = 200
 _NODE_FOLDER: Final = re.compile(r"node[1-9]")
 
@@ -105,21 +108,72 @@ class ClusterFolder:
         """The data folder of the node `name`."""
         return self.path / name
 
-    def write_node_files(self, settings: dict[str, object], *, postgres_dsn: str | None) -> None:
+    def write_node_files(
+        self,
+        settings: dict[str, object],
+        *,
+        postgres_dsn: str | None,
+        client_binds: Sequence[str] | None = None,
+    ) -> None:
         """Write each node's `node.toml` anew; `settings` are keys that all nodes share.
+
+        `client_binds` has the address of each node's client port; None is for none.
 
         Raises:
             ConfigError: the keys do not fit together.
         """
-        for member in self.members:
+        for number, member in enumerate(self.members):
             host, port = split_address(member.http)
             document = {"name": member.name, "http_host": host, "http_port": port} | settings
+            if client_binds is not None:
+                document["client_bind"] = client_binds[number]
             if postgres_dsn is not None:
                 document["postgres_dsn"] = postgres_dsn
             file = self.node_dir(member.name) / NODE_FILE
             comment = "# Written by `bitnexus up` at each start: changes made here are lost.\n"
             write_whole(file, comment + dump_toml(document))
             load_config(file)
+
+    def client_binds(self, first_port: int | None) -> list[str]:
+        """The address of each node's client port, on loopback: `first_port` and those after it.
+
+        FREE_PORT takes free ones, which are kept as long as they are free. None is 9001 and so on,
+        or free ones where those of HTTP were free ones too.
+
+        Raises:
+            ClusterError: an address cannot be used.
+        """
+        if first_port is None:
+            document = _load_cluster_toml(self.path / CLUSTER_FILE)
+            is_free = document.http_port == FREE_PORT
+            first_port = FREE_PORT if is_free else FIRST_CLIENT_PORT
+        count = len(self.members)
+        if first_port == FREE_PORT:
+            return self._kept_client_binds() or [
+                join_address(_LOOPBACK, port) for port in _free_ports(_LOOPBACK, count, taken=set())
+            ]
+        if not 1 <= first_port <= first_port + count - 1 <= _MAX_PORT:
+            raise ClusterError(
+                f"client ports from {first_port} on are not within 1 to {_MAX_PORT}", ExitCode.USAGE
+            )
+        binds = [join_address(_LOOPBACK, first_port + number) for number in range(count)]
+        for member, bind in zip(self.members, binds, strict=True):
+            _check_port(bind, f"the client port of {member.name}")
+        return binds
+
+    def _kept_client_binds(self) -> list[str] | None:
+        """Those of the last run, where every node has one and all are free."""
+        binds = []
+        for member in self.members:
+            try:
+                bind = load_config(self.node_dir(member.name)).client_bind
+                if bind is None:
+                    return None
+                _bind_once(*split_address(bind))
+            except (ConfigError, OSError):
+                return None
+            binds.append(bind)
+        return binds
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -284,7 +338,7 @@ def _remove_unfinished(path: Path) -> None:
 
 def _make_nodes(path: Path, toml: _ClusterToml, http_ports: list[int]) -> Genesis:
     names = [f"node{number}" for number in range(1, toml.nodes + 1)]
-    peer_ports = _free_ports("127.0.0.1", toml.nodes, taken=set(http_ports))
+    peer_ports = _free_ports(_LOOPBACK, toml.nodes, taken=set(http_ports))
     members = []
     for name, http_port, peer_port in zip(names, http_ports, peer_ports, strict=True):
         (path / name).mkdir(mode=_OWNER_ONLY)
@@ -293,7 +347,7 @@ def _make_nodes(path: Path, toml: _ClusterToml, http_ports: list[int]) -> Genesi
             Member(
                 name=name,
                 public_key=identity.public_key,
-                peer=join_address("127.0.0.1", peer_port),
+                peer=join_address(_LOOPBACK, peer_port),
                 http=join_address(toml.http_host, http_port),
             )
         )

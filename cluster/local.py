@@ -76,6 +76,10 @@ class ClusterOptions:
     restart: bool = True
     insecure_http: bool = False
     heartbeat_ms: int | None = None
+    election_timeout_ms: tuple[int, int] | None = None
+    """The least and the most; None is 6 and 12 of the heartbeats asked for, else the default."""
+    client_port: int | None = None
+    """See `ClusterFolder.client_binds`."""
     stop_deadline_s: float = 10.0
     command: Callable[[Path], Sequence[str]] = node_command
     backoff: Callable[[], Backoff] = Backoff
@@ -92,6 +96,7 @@ class LocalCluster:
         self._report = report or _say_nothing
         self._folder: ClusterFolder | None = None
         self._database: KeptDatabase | None = None
+        self._client_binds: list[str] = []
         self._is_started = False
         self._nodes: dict[str, SupervisedProcess] = {}
 
@@ -110,6 +115,14 @@ class LocalCluster:
     def urls(self) -> tuple[str, ...]:
         """The nodes' HTTP addresses, in the order of `names`."""
         return tuple(url_of(member.http) for member in self.folder.members)
+
+    @property
+    def client_urls(self) -> tuple[str, ...]:
+        """The nodes' client ports, with the keys by which they are known, in the same order."""
+        return tuple(
+            f"tcp://{bind}?key={member.public_key.hex()}"
+            for bind, member in zip(self._client_binds, self.folder.members, strict=True)
+        )
 
     @property
     def data_dirs(self) -> dict[str, Path]:
@@ -246,13 +259,19 @@ class LocalCluster:
         settings: dict[str, object] = {}
         if self.options.insecure_http:
             settings["insecure_http"] = True
+        election_ms = self.options.election_timeout_ms
         if self.options.heartbeat_ms is not None:
-            low, high = _ELECTION_HEARTBEATS
             settings["heartbeat_ms"] = self.options.heartbeat_ms
-            settings["election_timeout_min_ms"] = low * self.options.heartbeat_ms
-            settings["election_timeout_max_ms"] = high * self.options.heartbeat_ms
+            low, high = _ELECTION_HEARTBEATS
+            heartbeat_ms = self.options.heartbeat_ms
+            election_ms = election_ms or (low * heartbeat_ms, high * heartbeat_ms)
+        if election_ms is not None:
+            settings["election_timeout_min_ms"], settings["election_timeout_max_ms"] = election_ms
         try:
-            self.folder.write_node_files(settings, postgres_dsn=self.postgres_dsn)
+            self._client_binds = self.folder.client_binds(self.options.client_port)
+            self.folder.write_node_files(
+                settings, postgres_dsn=self.postgres_dsn, client_binds=self._client_binds
+            )
         except ConfigError as error:
             code = ExitCode.INSECURE_HTTP if error.key == "http_host" else ExitCode.CONFIG
             raise ClusterError(f"{error.key}: {error.detail}", code) from error

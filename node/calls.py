@@ -8,7 +8,7 @@ Relies on `node.submissions` for outcomes, and on the asyncio loop for the time.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from node.outcomes import Wait
 from node.submissions import Submission
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from node.outcomes import Outcome
+
+
+GRAIN_S: Final = 0.01
+"""How much later than asked for a call may end. All that end within it share one timer: to start
+and to stop one for each call took 4 us of the 90 that a submit costs its leader."""
 
 
 class Calls:
@@ -28,7 +33,9 @@ class Calls:
         """`offer` takes a new submission; `expire` settles what is open of one as unknown."""
         self._offer = offer
         self._expire = expire
-        self._open: dict[Submission, asyncio.TimerHandle] = {}
+        self._grain_of: dict[Submission, int] = {}
+        self._due: dict[int, dict[Submission, None]] = {}
+        """The calls that end in each grain of time, in the order of their beginning."""
 
     def begin(
         self,
@@ -39,17 +46,15 @@ class Calls:
         on_done: Callable[[list[Outcome]], None],
     ) -> Submission:
         """Offers canonical transactions; `on_done` hears their outcomes once, maybe at once."""
-
-        def end(outcomes: list[Outcome]) -> None:
-            if not submission.is_held or wait is Wait.COMMITTED:
-                self._forget(submission)
-            on_done(outcomes)
-
-        submission = Submission(
-            transactions, wait=wait, on_done=end, on_released=lambda: self._forget(submission)
-        )
+        submission = Submission(transactions, wait=wait, on_done=on_done, on_end=self._forget)
         loop = asyncio.get_running_loop()
-        self._open[submission] = loop.call_later(timeout_s, self._expire, submission)
+        grain = int((loop.time() + timeout_s) / GRAIN_S) + 1
+        due = self._due.get(grain)
+        if due is None:
+            due = self._due[grain] = {}
+            loop.call_at(grain * GRAIN_S, self._end_grain, grain)
+        due[submission] = None
+        self._grain_of[submission] = grain
         self._offer(submission)
         return submission
 
@@ -60,10 +65,15 @@ class Calls:
 
     def end_all(self) -> None:
         """Whoever waits hears "unknown"."""
-        for submission in list(self._open):
+        for submission in list(self._grain_of):
+            self._expire(submission)
+
+    def _end_grain(self, grain: int) -> None:
+        for submission in self._due.pop(grain):
             self._expire(submission)
 
     def _forget(self, submission: Submission) -> None:
-        timer = self._open.pop(submission, None)
-        if timer is not None:
-            timer.cancel()
+        grain = self._grain_of.pop(submission, None)
+        due = None if grain is None else self._due.get(grain)
+        if due is not None:
+            del due[submission]

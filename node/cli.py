@@ -49,6 +49,36 @@ InFlightOption = Annotated[
         help="With --file: batches under way at a time; 1 keeps the order of the lines.",
     ),
 ]
+ClientsOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Open a client port (ZeroMQ under CURVE) here."),
+]
+ClientKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="With --clients: let in the client with this CURVE public key; may be repeated.",
+    ),
+]
+InsecureClientsOption = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-clients",
+        help="With --clients: let every client in on an address others can reach.",
+    ),
+]
+JoinOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
+    ),
+]
+FromBackupOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Begin with the blocks of this backup, once all are verified."
+    ),
+]
 _LEDGER = "The ledger"
 _OPERATION = "Operation"
 
@@ -95,7 +125,7 @@ def submit(
 
     With --json the receipt, or one object for each line in the order of the lines.
     """
-    urls = node_urls(node)
+    urls = node_urls(node, may_be_ports=True)
     if file is not None:
         if (user, kind, payload, transaction_id) != (None, None, None, None):
             raise CommandError("--file stands alone: each line says it all", ExitCode.USAGE)
@@ -164,7 +194,8 @@ def receipt(
     """Show whether a transaction is committed, and where it stands in the chain."""
     from node.cli_ledger import show_receipt  # noqa: PLC0415 - see the top
 
-    code = show_receipt(node_urls(node), transaction_id, timeout_s=timeout, as_json=as_json)
+    urls = node_urls(node, may_be_ports=True)
+    code = show_receipt(urls, transaction_id, timeout_s=timeout, as_json=as_json)
     raise typer.Exit(code)
 
 
@@ -247,7 +278,7 @@ app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_OPERATION)
 
 
 @node_app.command("init")
-def node_init(  # noqa: PLR0913 - typer has an argument for each option
+def node_init(  # noqa: PLR0913 - one argument for each option
     *,
     data_dir: Annotated[Path, typer.Option(help="The node's folder; absent or empty.")],
     name: Annotated[str, typer.Option(help="The node's name: 1 to 63 of a-z, 0-9 and -.")],
@@ -263,22 +294,15 @@ def node_init(  # noqa: PLR0913 - typer has an argument for each option
         bool,
         typer.Option("--insecure-http", help="Allow plain HTTP on an address others can reach."),
     ] = False,
-    join: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
-        ),
-    ] = None,
+    clients: ClientsOption = None,
+    client_key: ClientKeyOption = None,
+    insecure_clients: InsecureClientsOption = False,
+    join: JoinOption = None,
     cluster_id: Annotated[
         str | None,
         typer.Option(metavar="HEX", help="With --join or --from-backup: refuse another cluster."),
     ] = None,
-    from_backup: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Begin with the blocks of this backup, once all are verified."
-        ),
-    ] = None,
+    from_backup: FromBackupOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a node's folder: its secret key, its node.toml, and member.json to hand to the others.
@@ -290,6 +314,9 @@ def node_init(  # noqa: PLR0913 - typer has an argument for each option
     from node.cli_new_node import make_node, make_restored_node  # noqa: PLC0415 - see the top
 
     refuse_idle_cluster_id(cluster_id, join, from_backup)
+    if clients is None and (client_key or insecure_clients):
+        detail = "--client-key and --insecure-clients are for --clients"
+        raise CommandError(detail, ExitCode.USAGE)
     new = NewNode(
         data_dir=data_dir,
         name=name,
@@ -297,6 +324,9 @@ def node_init(  # noqa: PLR0913 - typer has an argument for each option
         http=http,
         postgres_dsn=postgres,
         insecure_http=insecure_http,
+        client_bind=clients,
+        client_keys=tuple(client_key or ()),
+        insecure_clients=insecure_clients,
     )
     url = join_url(join)
     if from_backup is None:
@@ -388,6 +418,12 @@ def node_recover(
             help="The chain is gone, the key is not: go on with the blocks of this backup.",
         ),
     ] = None,
+    insist: Annotated[
+        bool,
+        typer.Option(
+            "--although-they-answer", help="Do it while others still answer: two ledgers may be."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with one stopped node of a cluster that has lost its majority for good.
@@ -402,9 +438,10 @@ def node_recover(
             '"When a majority is gone for good"',
             ExitCode.USAGE,
         )
-    from node.cli_recover import recover_node  # noqa: PLC0415 - see the top
+    from node.cli_recover import Wish, recover_node  # noqa: PLC0415 - see the top
 
-    recover_node(data_dir, backup=from_backup, is_meant=yes, as_json=as_json)
+    wish = Wish(is_meant=yes, is_insisted=insist)
+    recover_node(data_dir, wish, backup=from_backup, as_json=as_json)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from consensus.block import InvalidTransactionError
 from node.cli_errors import CommandError, ExitCode
+from node.cli_nodes import client_key
 from node.client import LedgerClient
 from node.client_errors import (
     ChangeRefusedError,
@@ -35,9 +36,10 @@ def call(
     Raises:
         CommandError: the call failed.
     """
+    key = client_key()
 
     async def run() -> Value:
-        async with LedgerClient(urls, timeout_s=timeout_s) as ledger:
+        async with LedgerClient(urls, timeout_s=timeout_s, client_key=key) as ledger:
             return await work(ledger)
 
     try:

@@ -63,6 +63,8 @@ class ExitCode(IntEnum):
     """The cluster does not make this change of its members, now or ever; the message says why."""
     NOT_PROMOTED = 25
     """`--wait-timeout` is over: the new member was added and does not vote yet."""
+    INSECURE_CLIENTS = 26
+    """A client port for everybody on an address that others reach, without `--insecure-clients`."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C."""
 

@@ -73,6 +73,9 @@ class NewNode:
     http: str
     insecure_http: bool = False
     postgres_dsn: str | None = None
+    client_bind: str | None = None
+    client_keys: tuple[str, ...] = ()
+    insecure_clients: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +182,22 @@ def _checked_settings(new: NewNode) -> str:
             http_port=http_port,
             insecure_http=new.insecure_http,
             postgres_dsn=new.postgres_dsn,
+            client_bind=new.client_bind,
+            client_keys=new.client_keys,
+            insecure_clients=new.insecure_clients,
         )
         Genesis(name=new.name, created_us=0, members=(probe,)).validate()
     except GenesisError as error:
         field = error.path.rpartition(".")[2]
         raise CommandError(f"--{field}: {error.detail}", ExitCode.USAGE) from error
     except ConfigError as error:
-        is_reach = error.key == "http_host" and "insecure_http" in error.detail
-        code = ExitCode.INSECURE_HTTP if is_reach else ExitCode.USAGE
+        code = ExitCode.USAGE
+        if error.key == "http_host" and "insecure_http" in error.detail:
+            code = ExitCode.INSECURE_HTTP
+        elif error.key == "client_bind" and "insecure_clients" in error.detail:
+            code = ExitCode.INSECURE_CLIENTS
         raise CommandError(f"{error.key}: {error.detail}", code) from error
-    lines: dict[str, str | int | bool] = {
+    lines: dict[str, object] = {
         "name": new.name,
         "http_host": http_host,
         "http_port": http_port,
@@ -197,6 +206,12 @@ def _checked_settings(new: NewNode) -> str:
         lines["insecure_http"] = True
     if new.postgres_dsn is not None:
         lines["postgres_dsn"] = new.postgres_dsn
+    if new.client_bind is not None:
+        lines["client_bind"] = new.client_bind
+    if new.client_keys:
+        lines["client_keys"] = new.client_keys
+    if new.insecure_clients:
+        lines["insecure_clients"] = True
     return dump_toml(lines)
 
 

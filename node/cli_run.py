@@ -12,6 +12,7 @@ import gc
 import logging
 import signal
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,9 +22,11 @@ import uvloop
 from consensus.membership import GenesisError
 from node.api.server import ApiServer, ListenError
 from node.cli_errors import CommandError, ExitCode
-from node.config import ConfigError, load_config
+from node.client_keys import parse_key
+from node.client_port import ClientPort
+from node.config import ConfigError, load_config, split_address
 from node.folder_lock import DataFolderInUseError
-from node.identity import IdentityError
+from node.identity import IdentityError, load_identity
 from node.indexer import IndexerFailedError
 from node.outcomes import LostChainError, NodeFailedError
 from node.server import Node
@@ -99,16 +102,39 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 async def _serve(config: NodeConfig) -> None:
     asked = _stop_asked()
-    async with Node(config) as node:
-        face = ApiServer(node, config.http_host, config.http_port, on_failure=node.fail)
+    async with Node(config) as node, AsyncExitStack() as faces:
+        port = _client_port(node, config)
+        face = ApiServer(
+            node,
+            config.http_host,
+            config.http_port,
+            on_failure=node.fail,
+            more_metrics=lambda: port.metrics if port else {},
+        )
+        faces.push_async_callback(face.stop)
         await face.start()
-        try:
-            _log.info("node_started", name=config.name, data_dir=str(config.data_dir))
-            _log.info("http_listening", url=face.url)
-            await _until_end(node, asked)
-        finally:
-            await face.stop()
+        _log.info("node_started", name=config.name, data_dir=str(config.data_dir))
+        _log.info("http_listening", url=face.url)
+        if port is not None:
+            faces.push_async_callback(port.stop)
+            await port.start()
+            _log.info("clients_listening", url=port.url)
+        await _until_end(node, asked)
     _log.info("node_stopped", name=config.name)
+
+
+def _client_port(node: Node, config: NodeConfig) -> ClientPort | None:
+    """The port for clients over ZeroMQ, where there is to be one. Raises IdentityError."""
+    if config.client_bind is None:
+        return None
+    host, port = split_address(config.client_bind)
+    return ClientPort(
+        node,
+        host=host,
+        port=port,
+        identity=load_identity(config.identity_file),
+        client_keys=[parse_key(text) for text in config.client_keys],
+    )
 
 
 async def _until_end(node: Node, asked: asyncio.Event) -> None:

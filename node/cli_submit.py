@@ -18,6 +18,7 @@ from node.api.shapes import Receipt
 from node.cli_client import code_of, error_text
 from node.cli_errors import CommandError, ExitCode
 from node.cli_lines import Line, LineError, batches, count_lines, open_lines
+from node.cli_nodes import client_key
 from node.cli_output import progress_bar, say, write_json
 from node.client import LedgerClient
 from node.client_errors import BatchError, LedgerClientError, UnavailableError
@@ -107,12 +108,13 @@ class _Run:
 
     async def submit_all(self, stream: BinaryIO) -> Summary:
         """Read, send and show until the end, or until no node can be reached."""
+        key = client_key()
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
             for number in range(self._in_flight):
                 # Each worker begins at another node, so that all have their share.
                 first = number % len(self._urls)
                 urls = [*self._urls[first:], *self._urls[:first]]
-                client = LedgerClient(urls, timeout_s=self._timeout_s)
+                client = LedgerClient(urls, timeout_s=self._timeout_s, client_key=key)
                 group.create_task(self._work(await stack.enter_async_context(client)))
             await self._read(stream)
             for _ in range(self._in_flight):

@@ -5,7 +5,9 @@
 
 Every transaction has its id before it is first sent, and every retry keeps it, so nothing is ever
 recorded twice. A call goes on to the next node when one does not answer or cannot, and ends with an
-answer or with a typed error by its deadline. Relies on httpx and on the shapes of the HTTP face.
+answer or with a typed error by its deadline. `tcp://host:port?key=...` is a node's client port, for
+high rates: where there are such URLs transactions go over these alone, and reads and changes of the
+cluster over the http ones. Relies on httpx and on the shapes of the HTTP face.
 """
 
 from __future__ import annotations
@@ -17,8 +19,6 @@ import httpx
 import msgspec
 from msgspec import UNSET
 
-from consensus.block import encode_transaction
-from node.api.problems import TYPE_PREFIX, ProblemKind
 from node.api.shapes import (
     BatchAnswer,
     BlockDetail,
@@ -45,6 +45,7 @@ from node.client_errors import (
     ChangeRefusedError,
     ConflictError,
     LedgerClientError,
+    NoHttpError,
     NotFoundError,
     ProtocolError,
     RejectedError,
@@ -55,20 +56,21 @@ from node.client_errors import (
 from node.client_nodes import (
     RETRIED,
     Course,
-    Failure,
     Nodes,
     OutOfTimeError,
     Request,
-    failure_of,
+    Rota,
     problem_of,
-    worse_of,
 )
+from node.client_outcomes import Batch, canonical_bytes, lost, refusal
 from node.uuid7 import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from types import TracebackType
     from uuid import UUID
+
+    from node.client_ports import Ports
 
 __all__ = [
     "BatchError",
@@ -77,6 +79,7 @@ __all__ = [
     "LedgerClient",
     "LedgerClientError",
     "NewTransaction",
+    "NoHttpError",
     "NotFoundError",
     "ProtocolError",
     "Receipt",
@@ -86,6 +89,7 @@ __all__ = [
     "UnknownOutcomeError",
 ]
 
+PORT_SCHEME: Final = "tcp://"
 DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_ATTEMPT_TIMEOUT_S: Final = 5.0
 
@@ -94,9 +98,7 @@ _TRANSACTIONS: Final = _LEDGER + "transactions"
 _CLUSTER: Final = "/api/v1/cluster"
 _MEMBERS: Final = _CLUSTER + "/members"
 _OK: Final = range(200, 300)
-_NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
-_FINAL_KINDS: Final = frozenset({TYPE_PREFIX + ProblemKind.CONFLICT})
 
 Order = Literal["desc", "asc"]
 Consistency = Literal["linearizable", "local"]
@@ -108,6 +110,8 @@ class LedgerClient:
 
     Times are in seconds: `timeout_s` bounds a whole call, `attempt_timeout_s` what one node is
     given before the next is tried. Proxies and credentials of the environment are not used.
+    `client_key`, 32 bytes, is the client's secret CURVE key for client ports that let only some in.
+    With tcp URLs alone it records and looks receipts up; all else raises NoHttpError.
     """
 
     def __init__(
@@ -116,16 +120,28 @@ class LedgerClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         attempt_timeout_s: float = DEFAULT_ATTEMPT_TIMEOUT_S,
+        client_key: bytes | None = None,
     ) -> None:
         """Take the nodes in the order they are tried; raises ValueError for none or a bad URL."""
         if not urls:
             raise ValueError("a ledger client needs the URL of at least one node")
-        for url in urls:
-            _check_url(url)
         if timeout_s <= 0 or attempt_timeout_s <= 0:
             raise ValueError("a timeout must be above 0 s")
         self._timeout_s = timeout_s
-        self._nodes = Nodes(urls, attempt_timeout_s=attempt_timeout_s)
+        port_urls = [url for url in urls if url.startswith(PORT_SCHEME)]
+        http_urls = [url for url in urls if not url.startswith(PORT_SCHEME)]
+        for url in http_urls:
+            _check_url(url)
+        self._ports: Ports | None = None
+        if port_urls:
+            from node.client_ports import Ports  # noqa: PLC0415 - brings ZeroMQ
+
+            self._ports = Ports(
+                port_urls, attempt_timeout_s=attempt_timeout_s, client_key=client_key
+            )
+        self._http: Nodes | None = None
+        if http_urls:
+            self._http = Nodes(http_urls, attempt_timeout_s=attempt_timeout_s)
 
     async def __aenter__(self) -> Self:
         """Return the client; connections are made when they are needed."""
@@ -142,7 +158,10 @@ class LedgerClient:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._nodes.close()
+        if self._ports is not None:
+            self._ports.close()
+        if self._http is not None:
+            await self._http.close()
 
     async def record_transaction(
         self,
@@ -163,13 +182,15 @@ class LedgerClient:
         """
         identifier = transaction_id or uuid7()
         new = NewTransaction(id=identifier, user_id=user_id, kind=kind, payload=payload)
-        _check(new)
+        raw = canonical_bytes(new)
+        if self._ports is not None:
+            return await self._ports.record(raw, identifier, self._course(timeout_s, self._ports))
         body = msgspec.json.encode(new)
         request = Request("POST", _TRANSACTIONS, body, is_timed=True)
         try:
             response = await self._nodes.exchange(request, self._course(timeout_s), _is_final)
         except OutOfTimeError as error:
-            raise _lost(identifier, error) from error
+            raise lost(identifier, error) from error
         return _decode(response, Receipt)
 
     async def record_transactions(
@@ -185,14 +206,17 @@ class LedgerClient:
             RejectedError: the ledger refused the batch as a whole; nothing was recorded.
             BatchError: some have no receipt; it has the outcome of each.
         """
-        batch = _Batch(transactions)
+        batch = Batch(transactions)
+        if self._ports is not None:
+            await self._ports.record_batch(batch, self._course(timeout_s, self._ports))
+            return batch.receipts()
         course = self._course(timeout_s)
         while batch.open:
             body = msgspec.json.encode(NewBatch(transactions=list(batch.open.values())))
             request = Request("POST", _TRANSACTIONS, body, is_timed=True)
             try:
                 response = await self._nodes.exchange(request, course, _has_outcomes)
-                failure = batch.settle(response)
+                failure = batch.settle(_read_outcomes(response))
                 if failure is not None:
                     await course.go_on(failure)
             except OutOfTimeError as error:
@@ -239,6 +263,12 @@ class LedgerClient:
         self, transaction_id: UUID, *, consistency: Consistency = "linearizable"
     ) -> ReceiptLookup:
         """Return whether a transaction is committed, and its receipt if it is."""
+        if self._http is None and self._ports is not None:
+            return await self._ports.receipt(
+                transaction_id,
+                self._course(None, self._ports),
+                is_linearizable=consistency == "linearizable",
+            )
         path = f"{_LEDGER}receipts/{transaction_id}"
         return await self._get(path, ReceiptLookup, {"consistency": consistency}, is_timed=True)
 
@@ -334,60 +364,20 @@ class LedgerClient:
             raise UnavailableError(error.failure.detail) from error
         return _decode(response, shape)
 
-    def _course(self, timeout_s: float | None) -> Course:
-        return Course(self._nodes, self._timeout_s if timeout_s is None else timeout_s)
+    @property
+    def _nodes(self) -> Nodes:
+        if self._http is None:
+            raise NoHttpError("this call needs a node's http URL beside the client ports")
+        return self._http
+
+    def _course(self, timeout_s: float | None, rota: Rota | None = None) -> Course:
+        return Course(rota or self._nodes, self._timeout_s if timeout_s is None else timeout_s)
 
 
 class _MaybeOutcomes(msgspec.Struct):
     """A problem that is the same for all of a batch has the problem of each beside it."""
 
     receipts: list[msgspec.Raw] | None = None
-
-
-class _Batch:
-    """A batch under way: what is still to be sent, and what became of the rest."""
-
-    def __init__(self, transactions: Sequence[NewTransaction]) -> None:
-        self._outcomes: list[Receipt | LedgerClientError | None] = [None] * len(transactions)
-        self.open: dict[int, NewTransaction] = {}
-        for position, new in enumerate(transactions):
-            with_id = msgspec.structs.replace(new, id=uuid7()) if new.id is UNSET else new
-            _check(with_id)
-            self.open[position] = with_id
-
-    def settle(self, response: httpx.Response) -> Failure | None:
-        """Take the outcomes of an answer; return why some transactions are still open, if any."""
-        answer = _decode_as(response, BatchAnswer)
-        if len(answer.receipts) != len(self.open):
-            raise ProtocolError(
-                f"{len(answer.receipts)} outcomes for {len(self.open)} transactions"
-            )
-        failure = None
-        for position, document in zip(list(self.open), answer.receipts, strict=True):
-            outcome = _read_outcome(document)
-            if isinstance(outcome, Problem):
-                if outcome.type not in _FINAL_KINDS:
-                    failure = worse_of(failure, failure_of(outcome))
-                    continue
-                self._outcomes[position] = _refusal(outcome)
-            else:
-                self._outcomes[position] = outcome
-            del self.open[position]
-        return failure
-
-    def give_up(self, error: OutOfTimeError) -> None:
-        """End what is still open."""
-        for position, new in self.open.items():
-            assert new.id is not UNSET
-            self._outcomes[position] = _lost(new.id, error)
-        self.open.clear()
-
-    def receipts(self) -> list[Receipt]:
-        """Return the receipts of a batch that has all of them; raises BatchError."""
-        receipts = [outcome for outcome in self._outcomes if isinstance(outcome, Receipt)]
-        if len(receipts) == len(self._outcomes):
-            return receipts
-        raise BatchError(tuple(outcome for outcome in self._outcomes if outcome is not None))
 
 
 def _check_url(url: str) -> None:
@@ -397,14 +387,6 @@ def _check_url(url: str) -> None:
         raise ValueError(f"{url!r} is not a URL: {error}") from error
     if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.query:
         raise ValueError(f"{url!r} is not the http or https URL of a node")
-
-
-def _check(new: NewTransaction) -> None:
-    """Raise InvalidTransactionError for what JSON would change on its way, such as NaN."""
-    assert new.id is not UNSET
-    encode_transaction(
-        transaction_id=new.id.bytes, user_id=new.user_id, kind=new.kind, payload=new.payload
-    )
 
 
 def _segment(text: str) -> str:
@@ -426,29 +408,13 @@ def _has_outcomes(response: httpx.Response) -> bool:
             return False
     if response.status_code in _OK or response.status_code == _CONFLICT:
         return True
-    raise _refusal(problem_of(response))
-
-
-def _lost(identifier: UUID, error: OutOfTimeError) -> LedgerClientError:
-    if error.failure.may_be_recorded:
-        return UnknownOutcomeError(identifier, error.failure.detail)
-    return UnavailableError(error.failure.detail)
-
-
-def _refusal(problem: Problem) -> RejectedError:
-    if problem.status == _NOT_FOUND:
-        return NotFoundError(problem)
-    if problem.reason is not None:
-        return ChangeRefusedError(problem, problem.reason)
-    if problem.status == _CONFLICT:
-        return ConflictError(problem)
-    return RejectedError(problem)
+    raise refusal(problem_of(response))
 
 
 def _decode(response: httpx.Response, shape: type[_Shape]) -> _Shape:
     if response.status_code in _OK:
         return _decode_as(response, shape)
-    raise _refusal(problem_of(response))
+    raise refusal(problem_of(response))
 
 
 def _decode_as(response: httpx.Response, shape: type[_Shape]) -> _Shape:
@@ -456,6 +422,10 @@ def _decode_as(response: httpx.Response, shape: type[_Shape]) -> _Shape:
         return msgspec.json.decode(response.content, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"{response.url.host} is no ledger: {error}") from error
+
+
+def _read_outcomes(response: httpx.Response) -> list[Receipt | Problem]:
+    return [_read_outcome(one) for one in _decode_as(response, BatchAnswer).receipts]
 
 
 def _read_outcome(document: object) -> Receipt | Problem:

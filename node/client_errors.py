@@ -66,5 +66,9 @@ class BatchError(LedgerClientError):
         self.outcomes = outcomes
 
 
+class NoHttpError(LedgerClientError):
+    """The call needs the HTTP address of a node, and the client was given none."""
+
+
 class ProtocolError(LedgerClientError):
     """What answered is no ledger, or speaks another version."""

@@ -71,24 +71,14 @@ class OutOfTimeError(Exception):
         self.failure = failure
 
 
-class Nodes:
-    """The nodes of one ledger and the connections to them; a call starts where the last ended."""
+class Rota:
+    """Which of several nodes is tried next; a call starts where the last one ended."""
 
-    def __init__(self, urls: Sequence[str], *, attempt_timeout_s: float) -> None:
-        self.count = len(urls)
+    def __init__(self, count: int, *, attempt_timeout_s: float) -> None:
+        self.count = count
         self.attempt_timeout_s = attempt_timeout_s
         self.sleep = asyncio.sleep
-        self._urls = tuple(url.rstrip("/") for url in urls)
         self._current = 0
-        self._http = httpx.AsyncClient(
-            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
-            trust_env=False,
-            verify=_tls_context(urls),
-        )
-
-    async def close(self) -> None:
-        """Close every connection."""
-        await self._http.aclose()
 
     @property
     def current(self) -> int:
@@ -99,6 +89,23 @@ class Nodes:
         """Try the node after this one from now on, unless another call has moved on already."""
         if self._current == node:
             self._current = (node + 1) % self.count
+
+
+class Nodes(Rota):
+    """The nodes of one ledger by their HTTP, and the connections to them."""
+
+    def __init__(self, urls: Sequence[str], *, attempt_timeout_s: float) -> None:
+        super().__init__(len(urls), attempt_timeout_s=attempt_timeout_s)
+        self._urls = tuple(url.rstrip("/") for url in urls)
+        self._http = httpx.AsyncClient(
+            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_S),
+            trust_env=False,
+            verify=_tls_context(urls),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
 
     async def exchange(
         self, request: Request, course: Course, is_final: Callable[[httpx.Response], bool]
@@ -139,7 +146,7 @@ class Nodes:
 class Course:
     """The attempts of one call: how long each may take, the pauses between them, and the end."""
 
-    def __init__(self, nodes: Nodes, timeout_s: float) -> None:
+    def __init__(self, nodes: Rota, timeout_s: float) -> None:
         self._nodes = nodes
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout_s

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from consensus.block import MAX_TRANSACTION_BYTES
+from node.client_keys import parse_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +77,13 @@ class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Allows plain HTTP, without any access control, on an address that others can reach."""
     peer_bind: str | None = None
     """`host:port` where peers are received; None is the node's own peer address in the genesis."""
+    client_bind: str | None = None
+    """`host:port` where clients are received over ZeroMQ; None opens no such port."""
+    client_keys: tuple[str, ...] = ()
+    """The CURVE public keys of the clients that are let in there, in Z85 or hex; none: everybody,
+    which on another address than loopback needs `insecure_clients`."""
+    insecure_clients: bool = False
+    """Lets every client in on an address that others can reach."""
     heartbeat_ms: int = 50
     election_timeout_min_ms: int = 300
     election_timeout_max_ms: int = 600
@@ -127,7 +135,7 @@ def load_config(path: Path) -> NodeConfig:
 
 
 def dump_toml(document: Mapping[str, object]) -> str:
-    """A flat TOML document of text, whole numbers and booleans: in JSON they are the same."""
+    """A flat TOML document of text, lists of it, whole numbers and booleans: all as in JSON."""
     text = "".join(
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in document.items()
     )
@@ -247,6 +255,24 @@ def _check_addresses(config: NodeConfig) -> None:
             split_address(config.peer_bind)
         except ValueError as error:
             raise _refusal("peer_bind", str(error)) from error
+    _check_clients(config)
+
+
+def _check_clients(config: NodeConfig) -> None:
+    for text in config.client_keys:
+        try:
+            parse_key(text)
+        except ValueError as error:
+            raise _refusal("client_keys", f"{text!r} {error}") from error
+    if config.client_bind is None:
+        return
+    try:
+        host, _ = split_address(config.client_bind)
+    except ValueError as error:
+        raise _refusal("client_bind", str(error)) from error
+    if not (config.client_keys or config.insecure_clients or is_loopback(host)):
+        detail = f"{host} is not loopback: there it needs client_keys, or insecure_clients = true"
+        raise _refusal("client_bind", detail)
 
 
 def _check_timing(config: NodeConfig) -> None:

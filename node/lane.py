@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum, unique
+from typing import TYPE_CHECKING
+
+from consensus.messages import Append
+
+if TYPE_CHECKING:
+    from consensus.messages import AnyMessage
 
 
 @unique
@@ -13,3 +19,8 @@ class Lane(Enum):
     """Votes, heartbeats, acknowledgements: small and urgent."""
     BULK = "bulk"
     """Blocks and forwarded transactions."""
+
+
+def lane_of(message: AnyMessage) -> Lane:
+    """Blocks take the bulk lane, everything small the urgent one."""
+    return Lane.BULK if isinstance(message, Append) and message.blocks else Lane.CONTROL

@@ -22,6 +22,7 @@ from consensus.messages import InvalidMessageError, decode_message, encode_messa
 from node.catchup import serve
 from node.lane import Lane
 from node.outcomes import NodeFailedError
+from node.pacing import NEVER_US
 from node.saving import SavingThread
 from node.zmq_loop import FailureGuard
 from storage.errors import DamagedBlockError
@@ -45,6 +46,7 @@ TICKS_PER_HEARTBEAT: Final = 5
 STALL_TICKS: Final = 10
 """A loop that is so many ticks late was held up."""
 NANOS_PER_MICRO: Final = 1_000
+MICROS_PER_SECOND: Final = 1_000_000
 
 
 class MemberLoop:
@@ -81,24 +83,35 @@ class MemberLoop:
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
         self._server = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server")
         self._saver = SavingThread(chain, on_saved=self._on_saved, on_failure=self._fail)
+        self._submitted: list[Submission] = []
         self._applied_waiters: list[asyncio.Future[None]] = []
         self._leader_waiters: list[asyncio.Future[None]] = []
         self._leader_seen: MemberId | None = None
         self._obstacle_seen: str | None = None
+        self._seal_planned_us = NEVER_US
         self._pump_scheduled = False
         self._running = False
+        self._worst_stall_s = 0.0
 
     @property
     def applied_index(self) -> int:
         """The last index whose transactions this member answers for."""
         return self._replica.applied_index
 
+    def take_worst_stall_us(self) -> int:
+        """By how much the latest tick since the last call came late, in microseconds.
+
+        So much of a stall of this loop is seen as outlasts the time to the next tick.
+        """
+        worst_s, self._worst_stall_s = self._worst_stall_s, 0.0
+        return int(worst_s * 1_000_000)
+
     def start(self, send: Callable[[MemberId, Lane, bytes], bool]) -> None:
         """Begins to take part; `send` never waits, and False from it is a lost message."""
         self._loop = asyncio.get_running_loop()
         self._send = send
         self._running = True
-        self._ticked = self._pumped = self._loop.time()
+        self._ticked = self._tick_due = self._pumped = self._loop.time()
         self._saver.start()
         self._tick()
 
@@ -135,8 +148,10 @@ class MemberLoop:
         await self._saver.close()
 
     def submit(self, submission: Submission) -> None:
-        """Takes a client's transactions."""
-        self._run(lambda: self._replica.submit(submission))
+        """Takes a client's transactions, at the next pump; once it has stopped, nothing."""
+        if self._running:
+            self._submitted.append(submission)
+            self._wake()
 
     def read(self, on_applied: Callable[[int], None]) -> int | None:
         """Takes a client's linearizable read; see `Replica.read`. None where nothing runs."""
@@ -218,9 +233,12 @@ class MemberLoop:
         now = self._loop.time()
         is_late = now - self._ticked > STALL_TICKS * self._tick_s
         self._ticked = now
+        self._worst_stall_s = max(self._worst_stall_s, now - self._tick_due)
         if is_late:
+            self._tick_due = now
             self._loop.call_soon(self._loop.call_soon, self._tick)
             return
+        self._tick_due = now + self._tick_s
         self._loop.call_later(self._tick_s, self._tick)
         if now - self._pumped >= self._tick_s / 2:  # each pump lets time pass, too
             self._pump()
@@ -241,6 +259,9 @@ class MemberLoop:
         with self._guard:
             applied_before = self._replica.applied_index
             self._replica.tick(*_clocks())
+            if self._submitted:
+                submitted, self._submitted = self._submitted, []
+                self._replica.submit(*submitted)
             effects = self._replica.pump()
             for target, lane, message in effects.envelopes:
                 self._send(target, lane, encode_message(message))
@@ -262,6 +283,19 @@ class MemberLoop:
                 self._note_obstacle()
             if effects.more:
                 self._wake()
+            self._plan_seal()
+
+    def _plan_seal(self) -> None:
+        """What gathers is sealed in its time, though nothing else happens until then."""
+        due_us = self._replica.seal_us
+        if due_us < self._seal_planned_us:
+            self._seal_planned_us = due_us
+            delay_us = due_us - time.monotonic_ns() // NANOS_PER_MICRO
+            self._loop.call_later(max(0, delay_us) / MICROS_PER_SECOND, self._seal_in_time)
+
+    def _seal_in_time(self) -> None:
+        self._seal_planned_us = NEVER_US
+        self._wake()
 
     def _note_obstacle(self) -> None:
         """Whoever looks into this member's log must find why it takes no part: once, not in a row.
@@ -324,7 +358,7 @@ class MemberLoop:
             return
         block = done.result()
         for one in recorded:
-            self._replica.answer_recorded(one, block)
+            one.settle(block)
 
 
 def _release(waiters: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:

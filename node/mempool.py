@@ -47,12 +47,17 @@ class Mempool:
     def add(self, transaction_id: bytes, raw: bytes) -> bool:
         """Queues a transaction; False where there is no room. The id must not be queued yet."""
         assert transaction_id not in self._queue, "ids in the queue are unique"
-        size_bytes = self.size_bytes + len(raw)
-        if len(self._queue) >= self._limits.transactions or size_bytes > self._limits.size_bytes:
+        if not self.has_room(len(raw)):
             return False
         self._queue[transaction_id] = raw
-        self.size_bytes = size_bytes
+        self.size_bytes += len(raw)
         return True
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether one more transaction of that size can be queued."""
+        limits = self._limits
+        is_long = len(self._queue) >= limits.transactions
+        return not is_long and self.size_bytes + size_bytes <= limits.size_bytes
 
     def take_block(self) -> dict[bytes, bytes]:
         """The oldest transactions that fit one block, by id, taken out of the queue."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from storage.recent import Place
+
 if TYPE_CHECKING:
     from consensus.membership import Member
-    from storage.recent import Place
 
 
 @unique
@@ -89,8 +90,7 @@ class ReceiptStatus:
     receipt: Receipt | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryRow:
+class HistoryRow(msgspec.Struct, frozen=True):
     """One committed transaction of a user: its canonical bytes, its place and its block's time."""
 
     place: Place

@@ -24,21 +24,21 @@ from consensus.block import (
     check_transaction,
     transaction_id,
 )
-from consensus.messages import Append, BlocksReply, BlocksRequest, Forward, ForwardRefusal
+from consensus.messages import BlocksReply, BlocksRequest, Forward, ForwardRefusal
 from node.barriers import Barriers
-from node.effects import Effects, Envelope, Recorded
+from node.effects import Effects, Envelope, Load, Recorded
 from node.fetching import Fetching
-from node.lane import Lane
+from node.lane import Lane, lane_of
 from node.mempool import Mempool, QueueLimits
 from node.open_changes import OpenChanges
+from node.pacing import NEVER_US, Pace
 from node.retries import Retries
 from node.submissions import (
     Waiter,
     Waiting,
     queue_full,
-    recorded_outcome,
+    removed_by,
     unavailable,
-    unreadable,
 )
 from storage.recent import ids_of
 
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from node.submissions import Submission
     from storage.recent import Lookup, Place, RecentIndex
 
-SMALL_PIPELINE_BLOCKS: Final = 2
-"""Uncommitted blocks beyond which only full ones are sealed: transactions gather meanwhile."""
 PIPELINE_BLOCKS: Final = 16
 SEALS_PER_PUMP: Final = 2
 """Full blocks sealed in one turn of the loop, a few milliseconds each."""
@@ -96,6 +94,9 @@ class Replica:
         self._tail: set[bytes] = set()
         self._outbox: list[bytes] = []
         self._retries = Retries()
+        self._pace = Pace()
+        self.seal_us = NEVER_US
+        """When the next pump is to seal what gathers, if no event brings one sooner."""
         self._leadership: Leadership | None = None
         self._leader: MemberId | None = None
         self._leader_term = 0
@@ -112,25 +113,27 @@ class Replica:
         """The last block whose transactions this member answers for."""
         return self.raft.log.applied_index
 
-    @property
-    def queued(self) -> int:
-        """Transactions in the leader's queue."""
-        return len(self._mempool)
+    def wake_us(self) -> int:
+        """When there is something to do next if nothing else happens; a pump finds it."""
+        return min(self.raft.wake_us(), self.seal_us)
 
     @property
-    def waiting(self) -> int:
-        """Transactions of this node's clients that are not settled."""
-        return len(self._waiting)
+    def load(self) -> Load:
+        """How much is under way here."""
+        return Load(len(self._mempool), len(self._waiting))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one more transaction would find room now."""
+        has_room = self._leadership is None or self._mempool.has_room(1)
+        return not has_room or not self._has_room(1)
 
     @property
     def obstacle(self) -> str | None:
         """Why this member takes no transactions at all, for a person to look at."""
         removed_at = self.raft.removed_at
         if self.raft.alarm is None and removed_at is not None:
-            return (
-                f"REMOVED: block {removed_at} removed this node from the cluster; "
-                "to come back, add it as a new member with a new data folder"
-            )
+            return removed_by(removed_at)
         return self.raft.alarm
 
     # Inputs
@@ -162,19 +165,26 @@ class Replica:
             case _:
                 self.raft.step(source, message)
 
-    def submit(self, submission: Submission) -> None:
-        """Takes a client's transactions; canonical bytes, none of a reserved kind."""
+    def submit(self, *submissions: Submission) -> None:
+        """Takes clients' transactions; canonical bytes, none of a reserved kind.
+
+        Those of many calls are looked up at once: a read of the index costs more than a look-up.
+        """
+        waiting = [submission for submission in submissions if not submission.is_done]
         obstacle = self.obstacle
         if obstacle is not None:
-            for slot, wanted in enumerate(submission.ids):
-                submission.settle(slot, unavailable(wanted, obstacle))
+            for submission in waiting:
+                for slot, wanted in enumerate(submission.ids):
+                    submission.settle(slot, unavailable(wanted, obstacle))
             return
-        offered = []
-        for slot, place in enumerate(self._lookup.places(submission.ids)):
+        places = self._lookup.places([wanted for one in waiting for wanted in one.ids])
+        slots = [(one, slot) for one in waiting for slot in range(len(one.ids))]
+        offered: list[bytes] = []
+        for (submission, slot), place in zip(slots, places, strict=True):
             wanted, raw = submission.ids[slot], submission.transactions[slot]
             if place is not None:
                 self._answer_retry(submission, slot, place)
-            elif self._has_room(raw) and self._offer(wanted, raw):
+            elif self._has_room(len(raw)) and self._offer(wanted, raw):
                 self._waiting.add(wanted, Waiter(raw, submission, slot))
                 if self._leadership is not None:
                     self._waiting.note_queued(wanted)
@@ -182,6 +192,7 @@ class Replica:
             else:
                 submission.settle(slot, queue_full(wanted))
         if offered:
+            self._pace.arrived(len(offered))
             self._retries.add(offered, now_us=self._now_us, wait_us=RETRY_US)
 
     def expire(self, submission: Submission) -> None:
@@ -199,17 +210,6 @@ class Replica:
     def forget_read(self, number: int) -> None:
         """Nobody waits for that read any more."""
         self._barriers.forget(number)
-
-    def answer_recorded(self, recorded: Recorded, block: Block | None) -> None:
-        """Takes the block that `Effects.recorded` asked for; None where it cannot be read."""
-        submission, slot, place = recorded
-        wanted = submission.ids[slot]
-        if block is None:
-            submission.settle(slot, unreadable(wanted, place))
-        else:
-            submission.settle(
-                slot, recorded_outcome(wanted, submission.transactions[slot], block, place)
-            )
 
     def is_pending(self, wanted: bytes) -> bool:
         """Whether a transaction is on its way as far as this member knows."""
@@ -261,7 +261,7 @@ class Replica:
             self._on_read(read)
         self._barriers.release(self.applied_index)
         for outgoing in ready.messages:
-            lane = _lane_of(outgoing.message)
+            lane = lane_of(outgoing.message)
             self._envelopes.append(Envelope(outgoing.target, lane, outgoing.message))
         envelopes = (*self._envelopes, *self.fetching.take_envelopes())
         self._envelopes = []
@@ -303,7 +303,7 @@ class Replica:
                 yield from ids_of(block)
             index = blocks[-1].index + 1
 
-    def _has_room(self, raw: bytes) -> bool:
+    def _has_room(self, size_bytes: int) -> bool:
         """Whether this member may hold another transaction of its own clients.
 
         A leader holds those in its queue, which has the same limits, and those in its pipeline.
@@ -311,7 +311,7 @@ class Replica:
         blocks = 0 if self._leadership is None else PIPELINE_BLOCKS
         limit = self._limits.transactions + blocks * MAX_BLOCK_TRANSACTIONS
         limit_bytes = self._limits.size_bytes + blocks * MAX_BLOCK_BYTES
-        held_bytes = self._waiting.size_bytes + len(raw)
+        held_bytes = self._waiting.size_bytes + size_bytes
         return len(self._waiting) < limit and held_bytes <= limit_bytes
 
     def _offer(self, wanted: bytes, raw: bytes) -> bool:
@@ -345,22 +345,31 @@ class Replica:
     # Sealing
 
     def _seal(self) -> bool:
-        """Seals at once while the pipeline has room; otherwise transactions gather (design §6).
+        """Seals full blocks while the pipeline has room, others when it is time: see `Pace`.
 
         True where more could be sealed: a turn of the loop must not take longer than a heartbeat.
         """
+        self.seal_us = NEVER_US
         if not self.raft.may_propose:
             return False
         log = self.raft.log
         for _ in range(SEALS_PER_PUMP):
-            uncommitted = log.last_index - log.commit_index
-            limit = PIPELINE_BLOCKS if self._mempool.fills_block else SMALL_PIPELINE_BLOCKS
-            if not self._mempool or uncommitted >= limit:
+            if not self._mempool or self._recent.transactions >= RECENT_TRANSACTIONS:
                 return False
-            if self._recent.transactions >= RECENT_TRANSACTIONS:
+            if not self._mempool.fills_block:
+                self.seal_us = self._pace.due_us(
+                    self._now_us,
+                    queued=len(self._mempool),
+                    on_their_way=len(self._tail),
+                    under_way=log.last_index - log.applied_index,
+                )
+                if self.seal_us > self._now_us:
+                    return False
+            elif log.last_index - log.commit_index >= PIPELINE_BLOCKS:
                 return False
             taken = self._mempool.take_block()
             self.raft.propose(tuple(taken.values()))
+            self._pace.sealed(self._now_us)
             self._tail.update(taken)
             self.blocks_sealed += 1
         return True
@@ -461,7 +470,9 @@ class Replica:
         self.transactions_applied += len(block.transactions)
         ids = ids_of(block)
         self._tail.difference_update(ids)
+        before = len(self._waiting)
         self._waiting.settle_block(block, ids)
+        self._pace.answered(before - len(self._waiting), self._now_us)
 
     def _answer_retry(self, submission: Submission, slot: int, place: Place) -> None:
         """A retry gets the original receipt; the same id with other content is a conflict."""
@@ -470,7 +481,7 @@ class Replica:
         if block is None:
             self._recorded.append(recorded)
         else:
-            self.answer_recorded(recorded, block)
+            recorded.settle(block)
 
     # Reads
 
@@ -486,8 +497,3 @@ class Replica:
             self._barriers.lose(read.token)
         else:
             self._barriers.confirm(read.token, read.read_index)
-
-
-def _lane_of(message: AnyMessage) -> Lane:
-    """Blocks take the bulk lane, everything small the urgent one."""
-    return Lane.BULK if isinstance(message, Append) and message.blocks else Lane.CONTROL

@@ -6,6 +6,7 @@ Relies on nothing; time comes in as microseconds.
 from __future__ import annotations
 
 from bisect import insort
+from operator import attrgetter
 from typing import NamedTuple
 
 
@@ -26,14 +27,20 @@ class Retries:
 
     def add(self, ids: list[bytes], *, now_us: int, wait_us: int) -> None:
         """Offer `ids` again in `wait_us`; the long waits are few."""
-        insort(self._waiting, Retry(now_us + wait_us, wait_us, ids), key=lambda one: one.due_us)
+        retry = Retry(now_us + wait_us, wait_us, ids)
+        if not self._waiting or self._waiting[-1].due_us <= retry.due_us:
+            self._waiting.append(retry)
+        else:
+            insort(self._waiting, retry, key=attrgetter("due_us"))
 
     def take_due(self, now_us: int) -> list[Retry]:
         """Those whose time has come, in order; they are forgotten."""
         count = 0
         while count < len(self._waiting) and self._waiting[count].due_us <= now_us:
             count += 1
-        due, self._waiting = self._waiting[:count], self._waiting[count:]
+        due = self._waiting[:count]
+        # Asked at every turn of the loop, and mostly nothing is due: the rest stays where it is.
+        del self._waiting[:count]
         return due
 
     def clear(self) -> None:

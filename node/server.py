@@ -28,7 +28,7 @@ from consensus.raft import Raft
 from node.administration import Administration
 from node.calls import Calls
 from node.checkpointer import Checkpointer
-from node.config import LOCK_FILE, ConfigError
+from node.config import LOCK_FILE
 from node.folder_lock import FolderLock
 from node.futures import cancelled, resolver
 from node.indexer import Indexer
@@ -48,7 +48,7 @@ from node.outcomes import (
     Wait,
 )
 from node.replica import PIPELINE_BLOCKS, Replica
-from node.standing import load_standing, open_chain
+from node.standing import check_name, load_standing, open_chain
 from node.status import AppliedBlocks, cluster_status, node_metrics
 from node.transport import Transport
 from node.uuid7 import new_transaction_id
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from consensus.block import Block
-    from consensus.membership import Member
     from node.config import NodeConfig
     from node.submissions import Submission
     from storage.recent import Place
@@ -330,6 +329,11 @@ class Node:
         return self._replica.obstacle if self._running else None
 
     @property
+    def is_full(self) -> bool:
+        """Whether a submit would find no room: it need not even be read."""
+        return self._running and self._replica.is_full
+
+    @property
     def ready(self) -> bool:
         """Whether a leader is known and all but the last committed blocks are applied here."""
         if not self._running or self.obstacle is not None or self._raft.leader is None:
@@ -340,7 +344,7 @@ class Node:
     def metrics(self) -> dict[str, int]:
         """Counters and gauges by name, as plain numbers."""
         checkpointer = self._checkpointer
-        return node_metrics(self._replica, self._loop.dropped, self._transport.counters) | {
+        return node_metrics(self._replica, self._loop, self._transport.counters) | {
             "indexed_index": self._index.applied_index,
             "checkpointed_index": checkpointer.checkpointed_index if checkpointer else -1,
             "alarms": len(self.alarms),
@@ -411,7 +415,7 @@ class Node:
         """The sockets to and from the peers, at the address that the chain has for this node."""
         config = self.config
         own = self._standing.member(self._raft.log)
-        _check_name(config, own)
+        check_name(config, own)
         self._transport = Transport(
             identity=self._standing.identity,
             cluster_id=self._standing.incarnation(self._raft.log.roster),
@@ -484,16 +488,10 @@ class Node:
         self._replica.expire(call)
 
     async def _blocks_at(self, indexes: set[int]) -> dict[int, Block]:
-        """Recent blocks come from memory; older ones are read and verified in a thread."""
-        blocks = {index: self._raft.log.recent_block(index) for index in indexes}
-        old = sorted(index for index, block in blocks.items() if block is None)
-        if old:
+        """What is in memory comes from there; the rest is read and verified in a thread."""
+        recent, cached = self._raft.log.recent_block, self._chain.cached_block
+        blocks = {index: recent(index) or cached(index) for index in indexes}
+        if old := sorted(index for index, block in blocks.items() if block is None):
             read = await asyncio.to_thread(lambda: [self._chain.block(index) for index in old])
             blocks.update(zip(old, read, strict=True))
         return {index: block for index, block in blocks.items() if block is not None}
-
-
-def _check_name(config: NodeConfig, own: Member) -> None:
-    if own.name != config.name:
-        detail = f"{config.name} is called {own.name} in the cluster"
-        raise ConfigError(file=None, key="name", detail=detail)

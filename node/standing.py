@@ -223,3 +223,10 @@ def _read(file: Path, key: str) -> str:
         raise ConfigError(file=None, key=key, detail=f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(file=None, key=key, detail=f"{file}: is not UTF-8 text") from error
+
+
+def check_name(config: NodeConfig, own: Member) -> None:
+    """Check that a node is called in its configuration as in the cluster; raises ConfigError."""
+    if own.name != config.name:
+        detail = f"{config.name} is called {own.name} in the cluster"
+        raise ConfigError(file=None, key="name", detail=detail)

@@ -13,12 +13,12 @@ from node.outcomes import ClusterStatus, MemberStatus
 from storage.errors import BlockNotFoundError
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Awaitable, Callable
 
     from consensus.block import Block
     from consensus.membership import Member
     from consensus.raft import Raft
+    from node.loop import MemberLoop
     from node.replica import Replica
     from node.transport import TransportCounters
     from storage.contract import Chain
@@ -67,9 +67,12 @@ def _member_status(member: Member, raft: Raft) -> MemberStatus:
 
 
 def node_metrics(
-    replica: Replica, loop_dropped: Counter[str], transport: TransportCounters
+    replica: Replica, loop: MemberLoop, transport: TransportCounters
 ) -> dict[str, int]:
-    """Counters and gauges of a running member, by name."""
+    """Counters and gauges of a running member, by name.
+
+    `loop_stall_worst_us` is of the time since this was last asked for: it is for one reader.
+    """
     raft = replica.raft
     return {
         "term": raft.term,
@@ -79,9 +82,10 @@ def node_metrics(
         "applied_index": replica.applied_index,
         "transactions_applied_total": replica.transactions_applied,
         "blocks_sealed_total": replica.blocks_sealed,
-        "transactions_queued": replica.queued,
-        "transactions_waiting": replica.waiting,
-        "peer_messages_dropped_total": (raft.dropped + replica.dropped + loop_dropped).total(),
+        "transactions_queued": replica.load.queued,
+        "transactions_waiting": replica.load.waiting,
+        "peer_messages_dropped_total": (raft.dropped + replica.dropped + loop.dropped).total(),
+        "loop_stall_worst_us": loop.take_worst_stall_us(),
         "peer_messages_sent_total": transport.sent,
         "peer_bytes_sent_total": transport.sent_bytes,
     }

@@ -28,15 +28,15 @@ RETRY_AFTER_S: Final = 1
 class Submission:
     """One call's transactions and their outcomes, in the order sent.
 
-    `on_done` is called once, with the outcomes, as soon as there is one for each. `on_released` is
-    called once, when none of the transactions is held for offering any more: for a call that does
-    not wait for the commit that is later.
+    `on_done` is called once, with the outcomes, as soon as there is one for each. `on_end` is
+    called when the call is over, at least once: before `on_done`, and when none of the
+    transactions is held any more, which for a call that does not wait for the commit is later.
     """
 
     __slots__ = (
         "_held",
         "_on_done",
-        "_on_released",
+        "_on_end",
         "_open",
         "_outcomes",
         "ids",
@@ -50,7 +50,7 @@ class Submission:
         *,
         wait: Wait,
         on_done: Callable[[list[Outcome]], None],
-        on_released: Callable[[], None] | None = None,
+        on_end: Callable[[Submission], None] | None = None,
     ) -> None:
         """Takes canonical bytes; at least one."""
         assert transactions, "a submission is never empty"
@@ -58,7 +58,7 @@ class Submission:
         self.ids = [transaction_id(raw) for raw in transactions]
         self.wait = wait
         self._on_done = on_done
-        self._on_released = on_released
+        self._on_end = on_end
         self._outcomes: list[Outcome | None] = [None] * len(transactions)
         self._open = len(transactions)
         self._held = 0
@@ -75,6 +75,8 @@ class Submission:
         self._outcomes[slot] = outcome
         self._open -= 1
         if self._open == 0:
+            if self._on_end is not None and (self._held == 0 or self.wait is Wait.COMMITTED):
+                self._on_end(self)
             self._on_done([outcome for outcome in self._outcomes if outcome is not None])
 
     def open_slots(self) -> list[int]:
@@ -88,8 +90,8 @@ class Submission:
     def release(self) -> None:
         """One of them is not held any more."""
         self._held -= 1
-        if self._held == 0 and self._on_released is not None:
-            self._on_released()
+        if self._held == 0 and self._on_end is not None:
+            self._on_end(self)
 
     @property
     def is_held(self) -> bool:
@@ -263,6 +265,14 @@ def unreadable(wanted: bytes, place: Place) -> Refusal:
     """What to answer for an id whose block is damaged here: only others know its content."""
     detail = f"it is in block {place.index}, which cannot be read here: ask another node"
     return Refusal(wanted, RefusalReason.UNKNOWN, detail, RETRY_AFTER_S)
+
+
+def removed_by(removed_at: int) -> str:
+    """Why a member that was removed takes nothing."""
+    return (
+        f"REMOVED: block {removed_at} removed this node from the cluster; "
+        "to come back, add it as a new member with a new data folder"
+    )
 
 
 def unavailable(wanted: bytes, obstacle: str) -> Refusal:

@@ -114,6 +114,11 @@ class Reader:
         self._turn.cancel()
         self._loop.remove_reader(self._fd)
 
+    def wake(self) -> None:
+        """Read in the loop's next turn, for what else uses the socket may have taken its edge."""
+        self._turn.cancel()
+        self._turn = self._loop.call_soon(self._drain)
+
     def _drain(self) -> None:
         self._turn.cancel()  # this is it; an edge may have come first
         deadline = self._loop.time() + _DRAIN_S

@@ -245,13 +245,17 @@ class ChainStore:
             BlockNotFoundError: the chain does not reach so far.
             DamagedBlockError: what is stored is not what was saved.
         """
-        cached = self._cache.get(index, self._cache.generation)
+        cached = self.cached_block(index)
         if cached is not None:
             return cached
         blocks = self.blocks(index, max_blocks=1, max_bytes=0)
         if not blocks:
             raise BlockNotFoundError(index, self.last_index)
         return blocks[0]
+
+    def cached_block(self, index: int) -> Block | None:
+        """Return the block at `index` where that takes no disk and no hashing, else None."""
+        return self._cache.get(index, self._cache.generation)
 
     def blocks(self, first: int, *, max_blocks: int, max_bytes: int) -> list[Block]:
         """Return verified blocks from `first` on, of `max_bytes` together at most.

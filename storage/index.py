@@ -253,7 +253,7 @@ def _forward(cursor: lmdb.Cursor[bytes], prefix: bytes, after: Place | None) -> 
     for key, packed in cursor.iternext():
         if not key.startswith(prefix):
             return
-        for place in _row(key, packed):
+        for place in _row(key, packed, newest_first=False):
             if after is None or place > after:
                 yield place
 
@@ -268,18 +268,20 @@ def _backward(cursor: lmdb.Cursor[bytes], prefix: bytes, after: Place | None) ->
     for key, packed in cursor.iterprev():
         if not key.startswith(prefix):
             return
-        for place in reversed(_row(key, packed)):
+        for place in _row(key, packed, newest_first=True):
             if after is None or place < after:
                 yield place
 
 
-def _row(key: bytes, packed: bytes) -> list[Place]:
-    """Decode the places of one user in one block."""
+def _row(key: bytes, packed: bytes, *, newest_first: bool) -> Iterator[Place]:
+    """Decode the places of one user in one block, as far as they are asked for.
+
+    Of a block full of one user's transactions a page may want ten.
+    """
     index = _number(key[-_NUMBER.size :])
-    return [
-        Place(index, _number(packed[start : start + _POSITION_BYTES]))
-        for start in range(0, len(packed), _POSITION_BYTES)
-    ]
+    starts = range(0, len(packed), _POSITION_BYTES)
+    for start in reversed(starts) if newest_first else starts:
+        yield Place(index, _number(packed[start : start + _POSITION_BYTES]))
 
 
 def _place(raw: bytes) -> Place:

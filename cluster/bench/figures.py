@@ -15,9 +15,12 @@ class Workload(StrEnum):
     """What is done to a subject."""
 
     SEQUENTIAL = "sequential submits"
+    SEQUENTIAL_FOLLOWER = "sequential submits through a follower"
     SINGLE_64 = "64 clients, single submits"
     SINGLE_256 = "256 clients, single submits"
+    CLIENT_64 = "Python client over HTTP, 64 at once"
     BATCHED = "batched submits"
+    OVERLOAD = "load beyond capacity"
     PORT_SEQUENTIAL = "client port, sequential submits"
     PORT_64 = "client port, 64 clients"
     PORT_256 = "client port, 256 clients"

@@ -436,11 +436,11 @@ class Machine:
             block = self.chain.block(recorded.place.index)
         except DamagedBlockError:
             self._setting.trace.coverage["retries refused: DamagedBlockError"] += 1
-        self._when_awake(partial(self.running.answer_recorded, recorded, block))
+        self._when_awake(partial(recorded.settle, block))
 
     def _plan_timer(self) -> None:
         """One timer is out; one that comes too early looks again, one too late is overtaken."""
-        wait_us = self.clock.wait_us(self.running.raft.wake_us())
+        wait_us = self.clock.wait_us(self.running.wake_us())
         due_us = self._queue.now_us + min(max(wait_us, 1), IDLE_US)
         if self._timer_due_us is None or due_us < self._timer_due_us:
             self._timer_due_us = due_us
@@ -452,7 +452,7 @@ class Machine:
         self._timer_due_us = None
         if self.is_paused:
             self._queue.at(self.paused_until_us, partial(self._resume, self.life))
-        elif self.running.raft.wake_us() <= self.clock.mono_us() or self._random.random() < BUSY:
+        elif self.running.wake_us() <= self.clock.mono_us() or self._random.random() < BUSY:
             self._pump()
         else:
             self._plan_timer()

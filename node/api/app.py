@@ -37,7 +37,7 @@ from node.api.routes import ROUTES, SUBMIT_PATH
 from node.api.submit import answer_submit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from types import TracebackType
 
     from node.api.face import Handler
@@ -58,8 +58,8 @@ _INCOMING: Final = "bitnexus.incoming"
 _GET: Final = "GET"
 _MAX_CHANGE_BYTES: Final = 16 << 10
 
-_STOPPING: Final = make_problem(ProblemKind.UNAVAILABLE, "this node is stopping", retry_after_s=1)
-_STOPPING_SUBMIT: Final = make_problem(
+STOPPING: Final = make_problem(ProblemKind.UNAVAILABLE, "this node is stopping", retry_after_s=1)
+STOPPING_SUBMIT: Final = make_problem(
     ProblemKind.UNKNOWN,
     "unknown: this node is stopping, and what was sent may be recorded; retry with the same id",
     retry_after_s=1,
@@ -68,7 +68,7 @@ _STOPPING_CHANGE: Final = make_problem(
     ProblemKind.UNKNOWN,
     "unknown: this node is stopping, and what was asked may be done; list the members to find out",
 )
-_INTERNAL: Final = make_problem(
+INTERNAL: Final = make_problem(
     ProblemKind.INTERNAL,
     "this node is at fault and has logged why; what was sent may be recorded or done",
 )
@@ -85,22 +85,24 @@ class Application:
         *,
         check_host: Callable[[Scope], None],
         on_fault: Callable[[BaseException], None] | None = None,
+        more_metrics: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         """`on_fault` hears of every fault of our own; without it such a fault is only logged.
 
         `check_host` raises ProblemError for a request that is meant for another server.
         """
+        self.face = Face(node, load_explorer(), _openapi_document())
         self._check_host = check_host
         self._on_fault = on_fault
-        self._face = Face(node, load_explorer(), _openapi_document())
-        self._falcon = _make_falcon(self._face)
+        self.face = Face(node, load_explorer(), _openapi_document(), more_metrics)
+        self._falcon = _make_falcon(self.face)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         assert scope["type"] == "http"
         is_submit = scope["raw_path"] == _SUBMIT_RAW_PATH
-        stopping = _STOPPING_SUBMIT if is_submit else _stopping(scope["method"])
-        async with _Boundary(self._face, send, stopping, self._on_fault) as boundary:
+        stopping = STOPPING_SUBMIT if is_submit else _stopping(scope["method"])
+        async with _Boundary(self.face, send, stopping, self.report) as boundary:
             refusal = self._refusal(scope)
             if refusal is not None:
                 await boundary.reply(refusal)
@@ -109,6 +111,12 @@ class Application:
             else:
                 incoming = Incoming(receive)
                 await self._falcon(_inner_scope(scope, incoming), incoming.first, boundary.send)
+
+    def report(self, fault: Exception) -> None:
+        """Log a fault of our own in answering one request, and tell the owner."""
+        _log.error("a request failed by a fault of this node", exc_info=fault)
+        if self._on_fault is not None:
+            self._on_fault(fault)
 
     def _refusal(self, scope: Scope) -> Reply | None:
         """The answer to a request that no handler should see."""
@@ -125,7 +133,7 @@ class Application:
             await boundary.reply(_other_method(scope["method"]))
             return
         try:
-            reply = await answer_submit(self._face.node, scope, receive)
+            reply = await answer_submit(self.face.node, scope, receive)
         except HANDLED_ERRORS as error:
             reply = error_reply(error)
         await boundary.reply(reply)
@@ -138,19 +146,19 @@ class _Boundary:
     the fate of what it sent is unknown.
     """
 
-    __slots__ = ("_face", "_has_begun", "_on_fault", "_send", "_stopping")
+    __slots__ = ("_face", "_has_begun", "_report", "_send", "_stopping")
 
     def __init__(
         self,
         face: Face,
         send: Send,
         stopping: Problem,
-        on_fault: Callable[[BaseException], None] | None,
+        report: Callable[[Exception], None],
     ) -> None:
         self._face = face
         self._send = send
         self._stopping = stopping
-        self._on_fault = on_fault
+        self._report = report
         self._has_begun = False
 
     async def __aenter__(self) -> Self:
@@ -171,10 +179,8 @@ class _Boundary:
             return True
         if not isinstance(fault, Exception):
             return False
-        _log.error("a request failed by a fault of this node", exc_info=fault)
-        if self._on_fault is not None:
-            self._on_fault(fault)
-        await self._answer(_INTERNAL)
+        self._report(fault)
+        await self._answer(INTERNAL)
         return True
 
     async def send(self, message: Event) -> None:
@@ -317,7 +323,7 @@ def _inner_scope(scope: Scope, incoming: Incoming) -> dict[str, Any]:
 
 
 def _stopping(method: str) -> Problem:
-    return _STOPPING if method in {_GET, "HEAD", "OPTIONS"} else _STOPPING_CHANGE
+    return STOPPING if method in {_GET, "HEAD", "OPTIONS"} else _STOPPING_CHANGE
 
 
 def _decode_part(name: str, part: str) -> str:

@@ -39,6 +39,7 @@ class Face:
     node: LedgerNode
     explorer: Explorer
     openapi: bytes
+    more_metrics: Callable[[], Mapping[str, int]] = dict
     counts: AnswerCounts = field(default_factory=AnswerCounts)
 
 

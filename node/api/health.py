@@ -74,7 +74,8 @@ def read_ready(face: Face, _asked: Asked) -> Reply:
 def read_metrics(face: Face, _asked: Asked) -> Reply:
     """Answer with the node's numbers in Prometheus's text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Numbers(face.node.metrics, face.counts.by_status))
+    numbers = {**face.node.metrics, **face.more_metrics()}
+    registry.register(_Numbers(numbers, face.counts.by_status))
     return Reply(_OK, generate_latest(registry), CONTENT_TYPE_LATEST.encode("ascii"))
 
 

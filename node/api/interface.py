@@ -66,6 +66,11 @@ class LedgerNode(Protocol):
         ...
 
     @property
+    def is_full(self) -> bool:
+        """Whether a submit would find no room."""
+        ...
+
+    @property
     def obstacle(self) -> str | None:
         """Why this node takes no part though it runs, if it does not."""
         ...

@@ -28,12 +28,15 @@ from node.api.faults import find_fault, show_step
 from node.api.problems import ProblemError, ProblemKind, fault_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
 MAX_BODY_BYTES: Final = 8 << 20
 MAX_BATCH_TRANSACTIONS: Final = 10_000
 MAX_TEXT_BYTES: Final = 8 * MAX_TRANSACTION_BYTES
 """The longest JSON text of one transaction: escapes make a text at most six times as long."""
+
+MAX_AT_ONCE_BYTES: Final = 16 * 1024
+"""The longest body that is read without a pause, in some two milliseconds at most."""
 
 _SLICE_TRANSACTIONS: Final = 256
 _SLICE_BYTES: Final = 256 * 1024
@@ -100,10 +103,35 @@ async def read_submission(body: bytes, new_id: Callable[[], bytes]) -> Submissio
     `new_id` makes the 16-byte id of a transaction that came without. Raises ProblemError naming
     the first fault found; then nothing of the body may be recorded.
     """
+    steps = _steps(body, new_id)
+    try:
+        while True:
+            next(steps)
+            # Let the loop serve others: a slice takes about a millisecond.
+            await asyncio.sleep(0)
+    except StopIteration as end:
+        submission: Submission = end.value
+        return submission
+
+
+def read_at_once(body: bytes, new_id: Callable[[], bytes]) -> Submission:
+    """As `read_submission`, without a pause: for a body of at most MAX_AT_ONCE_BYTES."""
+    assert len(body) <= MAX_AT_ONCE_BYTES
+    steps = _steps(body, new_id)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        submission: Submission = end.value
+        return submission
+
+
+def _steps(body: bytes, new_id: Callable[[], bytes]) -> Generator[None, None, Submission]:
+    """Read a body, with a stop between the slices of a batch."""
     if len(body) > MAX_BODY_BYTES:
         raise _too_large("$", f"has more than {MAX_BODY_BYTES} bytes")
     try:
-        return await _read(body, new_id)
+        return (yield from _read(body, new_id))
     except RecursionError as error:
         # A text nested nearly as deep as the interpreter allows is decoded, and then some other
         # step needs one frame more. Far beyond the depth allowed, whatever step it was.
@@ -114,7 +142,7 @@ def _depth_around(body: bytes) -> int:
     return _BATCH_DEPTH if _BEGINS_BATCH.match(body) else _SINGLE_DEPTH
 
 
-async def _read(body: bytes, new_id: Callable[[], bytes]) -> Submission:
+def _read(body: bytes, new_id: Callable[[], bytes]) -> Generator[None, None, Submission]:
     try:
         head = (_EITHER_DECODER if len(body) <= MAX_TEXT_BYTES else _BATCH_DECODER).decode(body)
     except DECODE_ERRORS as error:
@@ -127,7 +155,7 @@ async def _read(body: bytes, new_id: Callable[[], bytes]) -> Submission:
         return Submission(is_batch=False, transactions=[_read_single(head, body, new_id)])
     if isinstance(head, _Either):
         _refuse_both(head)
-    return await _read_batch(head.transactions, body, new_id)
+    return (yield from _read_batch(head.transactions, body, new_id))
 
 
 def count_quotes(text: bytes) -> int:
@@ -162,9 +190,9 @@ def _refuse_both(head: _Either) -> None:
             raise fault_error(ProblemKind.INVALID_CONTENT, f"$.{name}", detail)
 
 
-async def _read_batch(
+def _read_batch(
     texts: list[msgspec.Raw], body: bytes, new_id: Callable[[], bytes]
-) -> Submission:
+) -> Generator[None, None, Submission]:
     if not texts:
         raise fault_error(ProblemKind.INVALID_CONTENT, "$.transactions", "must not be empty")
     if len(texts) > MAX_BATCH_TRANSACTIONS:
@@ -174,8 +202,7 @@ async def _read_batch(
     transactions: list[bytes] = []
     for first, part in _slices(texts):
         if first:
-            # Let the loop serve others: a slice takes about a millisecond.
-            await asyncio.sleep(0)
+            yield
         incoming = _decode_slice(first, part)
         quotes += count_quotes(_ENCODER.encode(incoming))
         transactions += [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum, unique
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, TypeAlias, assert_never
 
 import msgspec
 
@@ -192,27 +192,36 @@ def problem_reply(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = (
     return Reply(problem.status, encode_json(problem), PROBLEM_JSON, headers)
 
 
-def error_reply(
-    error: ProblemError | LedgerError | ChangeError | BlockNotFoundError | DamagedBlockError,
-) -> Reply:
+Handled: TypeAlias = (
+    ProblemError | LedgerError | ChangeError | BlockNotFoundError | DamagedBlockError
+)
+
+
+def error_reply(error: Handled) -> Reply:
     """Return the answer to an error that a handler may raise."""
+    headers = error.headers if isinstance(error, ProblemError) else ()
+    return problem_reply(error_problem(error), headers)
+
+
+def error_problem(error: Handled) -> Problem:
+    """Return the problem that an error stands for."""
     match error:
         case ProblemError():
-            return problem_reply(error.problem, error.headers)
+            return error.problem
         case NoLeaderError():
             detail = f"{error}; ask again, or read with consistency=local"
-            return _retry_reply(ProblemKind.NO_LEADER, detail)
+            return _passing(ProblemKind.NO_LEADER, detail)
         case UnknownChangeError():
             detail = f"unknown: {error}; list the members to find out"
-            return problem_reply(make_problem(ProblemKind.UNKNOWN, detail))
+            return make_problem(ProblemKind.UNKNOWN, detail)
         case ChangeError():
-            return problem_reply(change_problem(error))
+            return change_problem(error)
         case LedgerError():
-            return _retry_reply(ProblemKind.UNAVAILABLE, str(error))
+            return _passing(ProblemKind.UNAVAILABLE, str(error))
         case BlockNotFoundError():
-            return problem_reply(make_problem(ProblemKind.NOT_FOUND, str(error)))
+            return make_problem(ProblemKind.NOT_FOUND, str(error))
         case DamagedBlockError():
-            return _retry_reply(ProblemKind.UNAVAILABLE, f"{error}; ask another node")
+            return _passing(ProblemKind.UNAVAILABLE, f"{error}; ask another node")
         case _:
             assert_never(error)
 
@@ -224,11 +233,11 @@ HANDLED_ERRORS: Final = (
     BlockNotFoundError,
     DamagedBlockError,
 )
-"""What `error_reply` takes. Anything else that a handler raises is the node's own fault."""
+"""`Handled`, to be caught. Anything else that a handler raises is the node's own fault."""
 
 
-def _retry_reply(kind: ProblemKind, detail: str) -> Reply:
-    return problem_reply(make_problem(kind, detail, retry_after_s=_RETRY_AFTER_S))
+def _passing(kind: ProblemKind, detail: str) -> Problem:
+    return make_problem(kind, detail, retry_after_s=_RETRY_AFTER_S)
 
 
 def _refusal_detail(refusal: Refusal) -> str:

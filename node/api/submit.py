@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Final
 from node.api.answers import receipt_answer
 from node.api.body import check_lengths, check_type, read_body
 from node.api.json_input import MAX_BODY_BYTES, read_submission
-from node.api.problems import problem_reply, refusal_problem
+from node.api.problems import (
+    ProblemError,
+    ProblemKind,
+    make_problem,
+    problem_reply,
+    refusal_problem,
+)
 from node.api.query import Choice, Query, Whole, parse_query
 from node.api.reply import PROBLEM_JSON, Reply, encode_json, json_reply
 from node.api.shapes import (
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from node.api.interface import LedgerNode
+    from node.api.json_input import Submission
     from node.api.reply import Receive, Scope
     from node.outcomes import Outcome
 
@@ -52,10 +59,13 @@ SUBMIT_PARAMETERS: Final = (
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
 _MULTI_STATUS: Final = 207
+_FULL: Final = "the queue is full; nothing of this was taken"
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class Options:
+    """How a submit wants to be answered: until what to wait, and how long at most."""
+
     wait: Wait
     timeout_s: float
 
@@ -66,14 +76,26 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
     Raises ProblemError where the request as a whole is refused (nothing is recorded then), and
     ClientGoneError.
     """
-    options = _read_options(scope["query_string"])
+    options = read_options(scope["query_string"])
     check_lengths(scope["headers"], limit_bytes=MAX_BODY_BYTES)
     check_type(scope["headers"])
     body = await read_body(receive, limit_bytes=MAX_BODY_BYTES)
+    refuse_while_full(node)
     submission = await read_submission(body, new_transaction_id)
     outcomes = await node.submit(
         submission.transactions, wait=options.wait, timeout_s=options.timeout_s
     )
+    return submit_reply(submission, outcomes)
+
+
+def refuse_while_full(node: LedgerNode) -> None:
+    """Raise ProblemError where nothing could be taken: reading it would only cost the others."""
+    if node.is_full:
+        raise ProblemError(make_problem(ProblemKind.QUEUE_FULL, _FULL, retry_after_s=1))
+
+
+def submit_reply(submission: Submission, outcomes: Sequence[Outcome]) -> Reply:
+    """Return the answer to a submission of which everything has its outcome."""
     assert len(outcomes) == len(submission.transactions)
     if not submission.is_batch:
         return _single_reply(outcomes[0])
@@ -83,9 +105,10 @@ async def answer_submit(node: LedgerNode, scope: Scope, receive: Receive) -> Rep
 
 
 @lru_cache(maxsize=64)
-def _read_options(query_string: bytes) -> _Options:
+def read_options(query_string: bytes) -> Options:
+    """Read how long to wait, and for what; raises ProblemError."""
     query: Query = parse_query(query_string, SUBMIT_PARAMETERS)
-    return _Options(Wait(query.choice("wait")), query.whole("timeout_ms") / 1000)
+    return Options(Wait(query.choice("wait")), query.whole("timeout_ms") / 1000)
 
 
 def _single_reply(outcome: Outcome) -> Reply:

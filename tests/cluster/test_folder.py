@@ -120,6 +120,25 @@ def test_node_files_carry_the_settings(tmp_path: Path) -> None:
         assert config.postgres_dsn == dsn
 
 
+def test_client_ports_stay_where_they_were(tmp_path: Path) -> None:
+    """Free ones are kept from run to run while they are free; others are taken as asked."""
+    folder = open_folder(tmp_path, ANY_PORTS)
+    first = folder.client_binds(None)
+    folder.write_node_files({}, postgres_dsn=None, client_binds=first)
+    assert first == folder.client_binds(None) == folder.client_binds(FREE_PORT)
+    assert first == [load_config(tmp_path / one.name).client_bind for one in folder.members]
+    with socket.socket() as taken:
+        taken.bind(split_address(first[1]))
+        taken.listen()
+        assert first[1] not in folder.client_binds(None)
+        with pytest.raises(ClusterError, match=f"client port of node1, {first[1]}") as caught:
+            folder.client_binds(split_address(first[1])[1])
+        assert ExitCode.PORT_IN_USE == caught.value.code
+    with pytest.raises(ClusterError, match="not within 1 to 65535"):
+        folder.client_binds(65_534)
+    folder.close()
+
+
 @pytest.mark.parametrize(
     ("shape", "option"),
     [

@@ -237,6 +237,19 @@ async def test_another_heartbeat_moves_the_election_timeouts(tmp_path: Path) -> 
     assert caught.value.code is ExitCode.CONFIG
 
 
+@pytest.mark.parametrize("heartbeat_ms", [None, 20])
+@pytest.mark.asyncio
+async def test_election_timeouts_can_be_asked_for(tmp_path: Path, heartbeat_ms: int | None) -> None:
+    """They stand as they were asked for, whatever the heartbeat."""
+    options = replace(
+        options_for(tmp_path), heartbeat_ms=heartbeat_ms, election_timeout_ms=(150, 200)
+    )
+    async with running(options) as (cluster, _):
+        text = (cluster.data_dirs["node1"] / "node.toml").read_text()
+    expected = ["election_timeout_min_ms = 150", "election_timeout_max_ms = 200"]
+    assert expected == [line for line in text.splitlines() if line.startswith("election")]
+
+
 @pytest.mark.asyncio
 async def test_a_database_of_ones_own_is_handed_to_the_nodes(tmp_path: Path) -> None:
     """A connection string goes into every `node.toml`; nothing is started for it."""

@@ -46,6 +46,9 @@ def test_up_says_where_everything_is(tmp_path: Path) -> None:
             ("node2", "follower", str(tmp_path / "node2")),
             ("node3", "follower", str(tmp_path / "node3")),
         ]
+        keys = {node["clients"].split("?key=")[1] for node in nodes}
+        assert 3 == len(keys)
+        assert all(node["clients"].startswith("tcp://127.0.0.1:") for node in nodes)
         assert nodes[0]["pid"] == running_up.node_pids()[0]
 
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from node.api.server import ApiServer
+from node.client_port import ClientPort
+from tests.node.port_stage import IDENTITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,15 +63,20 @@ def run(*arguments: object, env: dict[str, str] | None = None) -> Result:
 
 
 @contextmanager
-def serving(*nodes: FakeNode) -> Iterator[list[str]]:
-    """Serve each node on a free port of its own; yields their URLs."""
+def serving(*nodes: FakeNode, by_ports: bool = False) -> Iterator[list[str]]:
+    """Serve each node on a free port of its own, HTTP or a client port; yields their URLs."""
     started = threading.Event()
     urls: list[str] = []
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def serve() -> None:
-        servers = [ApiServer(node, "127.0.0.1", 0) for node in nodes]
+        servers: list[ApiServer | ClientPort] = [
+            ClientPort(node, host="127.0.0.1", port=0, identity=IDENTITY)
+            if by_ports
+            else ApiServer(node, "127.0.0.1", 0)
+            for node in nodes
+        ]
         for server in servers:
             await server.start()
             urls.append(server.url)

@@ -80,6 +80,7 @@ class FakeNode:
         self.alarms: tuple[str, ...] = ()
         self.obstacle: str | None = None
         self.commit_ahead = 0
+        self.is_full = False
         self.failed: BaseException | None = None
         self.metrics = {"transactions_applied_total": 7, "queue": 3}
 

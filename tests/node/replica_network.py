@@ -197,7 +197,7 @@ class ReplicaNetwork:
                 self._wire.append((seat.member, serving.target, reply))
                 busy = True
             for one in effects.recorded:
-                seat.replica.answer_recorded(one, seat.chain.block(one.place.index))
+                one.settle(seat.chain.block(one.place.index))
             if effects.save is not None:
                 assert seat.save is None, "one save in flight"
                 seat.save = effects.save

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from node.api import server as server_module
+from node.api.protocol import LedgerProtocol
 from node.api.server import ApiServer, ListenError
 from tests.node.api_fixture import PROBLEM, TRANSACTIONS, Stage, problem_of, stage
 from tests.node.fake_ledger import FakeNode
@@ -229,7 +230,7 @@ async def test_a_request_that_never_ends_is_refused(stage: Stage, begun: bytes) 
     refused = [
         connection
         for connection in running.server_state.connections
-        if isinstance(connection, server_module._Protocol)
+        if isinstance(connection, LedgerProtocol)
     ]
     for connection in refused:
         connection.refuse_if_begun_before(now + 1)
@@ -292,13 +293,13 @@ LONG = b"x" * 100_000
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
-async def connection_of(stage: Stage) -> server_module._Protocol:
+async def connection_of(stage: Stage) -> LedgerProtocol:
     """Return the server's end of the one connection there is."""
     running = stage.server._server
     assert running is not None
     await until(lambda: len(running.server_state.connections) == 1)
     (connection,) = running.server_state.connections
-    assert isinstance(connection, server_module._Protocol)
+    assert isinstance(connection, LedgerProtocol)
     return connection
 
 
@@ -388,7 +389,7 @@ async def test_an_answer_that_has_begun_is_not_followed_by_a_timeout(stage: Stag
     """The arrival timeout then only closes."""
     reader, writer = await asyncio.open_connection(stage.server.host, stage.server.port)
     stage.node.gate = asyncio.Event()
-    writer.write(BEGUN)
+    writer.write(CHUNKED + b"5\r\n{")
     connection = await connection_of(stage)
     await until(lambda: connection.cycle is not None)
     await connection.cycle.send({"type": "http.response.start", "status": 200, "headers": []})
@@ -460,7 +461,7 @@ async def test_another_protocol_is_refused(
 
 @pytest.mark.asyncio
 async def test_answers_do_not_wait_for_acknowledgements(stage: Stage) -> None:
-    """Connections have Nagle's algorithm off: an answer is sent in two parts."""
+    """Connections have Nagle's algorithm off: most answers are sent in two parts."""
     assert 200 == (await stage.get("/livez")).status_code
     assert stage.server._server is not None
     (connection,) = stage.server._server.server_state.connections

@@ -61,6 +61,19 @@ async def test_one_transaction_is_answered_with_its_receipt(stage: Stage) -> Non
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("body", [GOOD, b"{", b" " * 20_000])
+async def test_a_full_node_does_not_even_read(stage: Stage, body: bytes) -> None:
+    """What could not be taken anyway must not cost those who wait: short and long bodies alike."""
+    stage.node.is_full = True
+    response = await stage.post(body)
+    assert (429, "1") == (response.status_code, response.headers["retry-after"])
+    problem_of(response, 429, "queue-full")
+    assert [] == stage.node.submits
+    stage.node.is_full = False
+    assert 201 == (await stage.post(GOOD)).status_code
+
+
+@pytest.mark.asyncio
 async def test_a_retry_gets_the_same_receipt(stage: Stage) -> None:
     """The same id and content twice is one transaction."""
     first = await stage.record(id=ID)

@@ -79,14 +79,16 @@ def test_a_removed_leader_seals_until_the_next_change_and_no_longer(society: Soc
     assert (8, "sealer") == (found.index, found.what.split(":")[0])
 
 
-def test_a_learner_seals_nothing() -> None:
-    """It votes for nobody, and nobody for it."""
+def test_a_stranger_seals_nothing_before_it_is_a_member() -> None:
+    """From then on it may, though it only learns: it may have to lead for a moment."""
     society = Society(3)
     society.change(ChangeKind.ADD, 4)
     society.record(by=4)
+    assert finding(society) is None
+    society.record(by=5)
     found = finding(society)
     assert found is not None
-    assert (2, "sealer") == (found.index, found.what.split(":")[0])
+    assert (3, "sealer") == (found.index, found.what.split(":")[0])
 
 
 def payload_of(society: Society, kind: ChangeKind, number: int) -> Any:

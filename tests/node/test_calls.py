@@ -74,6 +74,24 @@ async def test_a_call_past_its_time_is_unknown_and_offered_no_more() -> None:
     assert len(desk.waiting) == 0
 
 
+async def test_calls_of_one_moment_end_together() -> None:
+    """They share a timer; what was answered before is not ended by it, nor what ends later."""
+    desk = Desk()
+    answered = desk.begin(1, timeout_s=0)
+    desk.begin(2, timeout_s=0)
+    desk.begin(3, timeout_s=0)
+    desk.begin(4)
+    answered.settle(0, Receipt(answered.ids[0], 1, 0, bytes(32), 0))
+    desk.waiting.expire(answered)
+    desk.answered.clear()
+    await desk.answered.wait()
+    assert [[Receipt], [RefusalReason.UNKNOWN], [RefusalReason.UNKNOWN]] == [
+        reasons(one) for one in desk.answers
+    ]
+    assert desk.expired == len(["the second", "the third"])
+    assert [transaction(4)] == [desk.waiting.raw_of(wanted) for wanted in desk.waiting]
+
+
 async def test_a_caller_that_is_gone_is_offered_no_more() -> None:
     """Only one that waits for the commit: what was accepted is held on its behalf."""
     desk = Desk()

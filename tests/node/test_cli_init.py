@@ -73,6 +73,32 @@ def test_init_makes_a_folder_for_its_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "identity.key").stat().st_mode) == 0o600
 
 
+def test_init_opens_a_client_port_where_it_is_asked_to(tmp_path: Path) -> None:
+    """For everybody on loopback, for known keys or by the operator's word elsewhere."""
+    key = "ab" * 32
+    assert 0 == init(tmp_path / "n1", clients="127.0.0.1:9001").code
+    assert "127.0.0.1:9001" == load_config(tmp_path / "n1").client_bind
+    reachable = {"clients": "192.0.2.1:9001"}
+    refused = init(tmp_path / "n2", **reachable)
+    assert ExitCode.INSECURE_CLIENTS == refused.code
+    assert "needs client_keys" in refused.error
+    assert not (tmp_path / "n2").exists()
+    assert 0 == init(tmp_path / "n2", **reachable, **{"client-key": key}).code
+    assert (key,) == load_config(tmp_path / "n2").client_keys
+    options = (
+        "--data-dir",
+        tmp_path / "n3",
+        "--name",
+        "n3",
+        *(p for kv in PORTS.items() for p in kv),
+    )
+    more = ("--clients", "192.0.2.1:9001", "--insecure-clients")
+    assert 0 == run("node", "init", *options, *more).code
+    assert load_config(tmp_path / "n3").insecure_clients
+    assert ExitCode.USAGE == init(tmp_path / "n4", **{"client-key": key}).code
+    assert ExitCode.USAGE == init(tmp_path / "n4", **reachable, **{"client-key": "x"}).code
+
+
 def test_init_tells_machines_what_it_made(tmp_path: Path) -> None:
     """With --json stdout is one object."""
     options = (

@@ -69,6 +69,19 @@ def test_every_line_is_recorded_once_through_all_nodes(tmp_path: Path) -> None:
     assert max(len(batch) for node in nodes for batch, _, _ in node.submits) == 1_000
 
 
+def test_client_ports_take_the_same(tmp_path: Path) -> None:
+    """Every line once, through all of them, each with its receipt."""
+    file = write(tmp_path, [line_of(number) for number in range(1, 2_501)])
+    nodes = [FakeNode(), FakeNode()]
+    with serving(*nodes, by_ports=True) as urls:
+        options = [part for url in urls for part in ("--node", url)]
+        result = run("submit", "--file", file, "--json", *options)
+    assert (0, 2_500) == (result.code, len(result.documents))
+    assert all(node.recorded for node in nodes)
+    recorded = [number for node in nodes for number in recorded_ids(node)]
+    assert list(range(1, 2_501)) == sorted(recorded)
+
+
 def test_people_see_a_summary(tmp_path: Path) -> None:
     """One line says how many, and in which blocks. Blank lines are passed over."""
     file = write(tmp_path, ["", line_of(1), "  ", line_of(2), ""])

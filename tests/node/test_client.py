@@ -155,8 +155,10 @@ def test_bad_urls_are_refused_at_once(urls: list[str]) -> None:
         LedgerClient(urls)
 
 
-@pytest.mark.parametrize("timeouts", [{"timeout_s": 0}, {"attempt_timeout_s": -1}])
-def test_bad_timeouts_are_refused_at_once(timeouts: dict[str, float]) -> None:
+@pytest.mark.parametrize(("timeout_s", "attempt_timeout_s"), [(0, 1), (1, -1)])
+def test_bad_timeouts_are_refused_at_once(timeout_s: float, attempt_timeout_s: float) -> None:
     """A call must have some time."""
     with pytest.raises(ValueError, match="above 0"):
-        LedgerClient(["http://127.0.0.1:1"], **timeouts)
+        LedgerClient(
+            ["http://127.0.0.1:1"], timeout_s=timeout_s, attempt_timeout_s=attempt_timeout_s
+        )

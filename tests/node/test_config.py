@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     http_port = 9002
     insecure_http = true
     peer_bind = "[::1]:7002"
+    client_bind = "192.0.2.1:9002"
+    client_keys = ["rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"]
+    insecure_clients = true
     heartbeat_ms = 20
     election_timeout_min_ms = 60
     election_timeout_max_ms = 61
@@ -72,6 +76,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         http_port=9002,
         insecure_http=True,
         peer_bind="[::1]:7002",
+        client_bind="192.0.2.1:9002",
+        client_keys=("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7",),
+        insecure_clients=True,
         heartbeat_ms=20,
         election_timeout_min_ms=60,
         election_timeout_max_ms=61,
@@ -125,6 +132,11 @@ def test_a_relative_folder_becomes_absolute(
         (GOOD + 'peer_bind = "7001"', "peer_bind", "is not host:port"),
         (GOOD + 'peer_bind = "127.0.0.1:0"', "peer_bind", "1 to 65535"),
         (GOOD + 'peer_bind = "::1:7001"', "peer_bind", "brackets"),
+        (GOOD + 'client_bind = "9001"', "client_bind", "is not host:port"),
+        (GOOD + 'client_bind = "192.0.2.1:9001"', "client_bind", "needs client_keys, or insecure_"),
+        (GOOD + 'client_bind = "example:1"\nclient_keys = []', "client_bind", "needs client_keys"),
+        (GOOD + 'client_keys = ["abc"]', "client_keys", "'abc' is no key"),
+        (GOOD + 'client_keys = "abc"', "client_keys", "expected array, got str"),
         (GOOD + "heartbeat_ms = 4", "heartbeat_ms", "at least 5"),
         (GOOD + "heartbeat_ms = 101", "election_timeout_min_ms", "3 heartbeats of 101 ms"),
         (GOOD + "election_timeout_min_ms = 149", "election_timeout_min_ms", "3 heartbeats"),
@@ -227,3 +239,21 @@ def test_what_is_no_address_is_refused(address: str) -> None:
     """Neither part may be empty, and a port is plain digits."""
     with pytest.raises(ValueError, match=r"host:port|1 to 65535"):
         split_address(address)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"client_bind": "127.0.0.1:9001"},
+        {"client_bind": "localhost:9001"},
+        {"client_bind": "192.0.2.1:9001", "client_keys": ("ab" * 32,)},
+        {"client_bind": "192.0.2.1:9001", "insecure_clients": True},
+        {"client_keys": ("ab" * 32,)},
+    ],
+)
+def test_a_client_port_is_guarded_where_others_reach_it(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    """By keys, unless the operator says otherwise; on loopback everybody is let in."""
+    config = NodeConfig(data_dir=tmp_path, name="n", http_port=1, **more)
+    assert more == {key: getattr(config, key) for key in more}

@@ -97,7 +97,7 @@ def test_former_members_fetch_and_do_nothing_else() -> None:
     network.settle()
     leader.receive(gone, Forward(1, (transaction(99),)))
     network.settle()
-    assert (1, 0) == (leader.dropped["forward of a former member"], leader.queued)
+    assert (1, 0) == (leader.dropped["forward of a former member"], leader.load.queued)
     assert transaction(99)[3:19] not in network.committed_ids(leader)
     leader.receive(gone, BlocksRequest(1, 1_000))
     (serving,) = leader.pump().servings

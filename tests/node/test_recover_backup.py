@@ -17,7 +17,8 @@ from node.outcomes import LostChainError
 from node.standing import open_chain
 from storage.chain import ChainStore
 from tests.node.archive_stage import back_up, bytes_of, chain_of, interrupt, make_folder
-from tests.node.cli_stage import run
+from tests.node.cli_stage import run, serving
+from tests.node.fake_ledger import FakeNode
 from tests.storage.society import Society
 
 if TYPE_CHECKING:
@@ -132,6 +133,22 @@ def test_a_key_that_does_not_vote_is_refused(
         result = recover(folder, *options)
         assert (ExitCode.REFUSED, True) == (result.code, words in result.error)
     assert not (folder / "chain").exists()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_nobody_goes_on_while_a_member_answers(tmp_path: Path, number: int) -> None:
+    """Not even the member itself, which then has not lost its chain at all."""
+    there = FakeNode()
+    with serving(there) as (url,):
+        society = Society(3, http_of_3=url.removeprefix("http://"))
+        society.record()
+        there.cluster_id = society.genesis.hash
+        folder = lose_chain(tmp_path, society, number)
+        refused = recover(folder, "--unsafe", "--yes")
+        assert (ExitCode.REFUSED, True) == (refused.code, "n3 still answers" in refused.error)
+        assert not (folder / "chain").exists()
+        assert ["n3"] == recover(folder, "--unsafe", "--json").document["answering"]
+        assert 0 == recover(folder, "--unsafe", "--yes", "--although-they-answer").code
 
 
 def test_a_backup_of_another_cluster_is_refused(tmp_path: Path, society: Society) -> None:

@@ -17,7 +17,8 @@ from node.api.answers import time_text
 from node.cli_errors import ExitCode
 from node.folder_lock import FolderLock
 from storage.chain import ChainStore
-from tests.node.cli_stage import run
+from tests.node.cli_stage import run, serving
+from tests.node.fake_ledger import FakeNode
 from tests.storage.builders import make_key
 from tests.storage.chain_folder import edit, flip, key_of
 from tests.storage.society import Society
@@ -107,6 +108,7 @@ def test_with_yes_one_save_makes_it_alone_and_the_leader(survivor: Survivor) -> 
         "last_hash": survivor.society.tip.hash.hex(),
         "commit_index": 2,
         "given_up": ["n1", "n3"],
+        "answering": [],
         "new_term": 4,
         "index": 5,
         "incarnation": block.hash.hex(),
@@ -128,6 +130,27 @@ def test_verify_accepts_the_chain_and_shows_the_break(survivor: Survivor) -> Non
         (one["index"], one["kind"], one["member"], one["members"])
         for one in chain_verdict["changes"]
     ]
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_whoever_still_answers_is_not_given_up(tmp_path: Path, *, is_ours: bool) -> None:
+    """Unless that is insisted on. A node of another cluster at the address is nobody."""
+    there = FakeNode()
+    with serving(there) as (url,):
+        society = Society(3, http_of_3=url.removeprefix("http://"))
+        society.record()
+        survivor = settle(tmp_path, society, 2, committed=1)
+        there.cluster_id = society.genesis.hash if is_ours else there.cluster_id
+        assert ["n3"] * is_ours == survivor.recover("--unsafe", "--json").document["answering"]
+        done = survivor.recover("--unsafe", "--yes")
+        if is_ours:
+            assert ExitCode.REFUSED == done.code
+            assert "n3 still answers" in done.error
+            done = survivor.recover("--unsafe", "--yes", "--although-they-answer")
+            assert "STILL ANSWERING n3" in done.stdout
+        assert ExitCode.OK == done.code
+    with survivor.open() as chain:
+        assert chain.last_index == 2
 
 
 def test_a_second_time_is_refused(survivor: Survivor) -> None:

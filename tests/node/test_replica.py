@@ -8,7 +8,8 @@ from consensus.block import encode_transaction
 from consensus.messages import Append, AppendReply, Forward, ForwardRefusal
 from node.mempool import QueueLimits
 from node.outcomes import Accepted, Receipt, Refusal, RefusalReason, Wait
-from node.replica import RETRY_US, SEALS_PER_PUMP, SMALL_PIPELINE_BLOCKS
+from node.pacing import SMALL_PIPELINE_BLOCKS
+from node.replica import RETRY_US, SEALS_PER_PUMP
 from node.submissions import Submission
 from tests.node.replica_network import ReplicaNetwork, transaction
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
     from node.outcomes import Outcome
+    from storage.recent import Place
 
 
 def refusal_reasons(outcomes: list[Outcome]) -> list[RefusalReason]:
@@ -40,6 +42,35 @@ def test_receipt_names_the_place_in_the_chain() -> None:
         places = enumerate(ids(1, 2))
         expected = [Receipt(i, block.index, n, block.hash, block.timestamp_us) for n, i in places]
         assert expected == outcomes
+
+
+def test_calls_that_come_together_are_answered_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look-up for all; each hears of its own transactions, and who has given up is left out."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.submit(leader, transaction(1))
+    network.settle()
+    answers: list[list[Outcome]] = [[], [], []]
+    calls = [
+        Submission([transaction(n), transaction(m)], wait=Wait.COMMITTED, on_done=answer.extend)
+        for (n, m), answer in zip([(2, 1), (3, 4), (5, 2)], answers, strict=True)
+    ]
+    leader.expire(calls[1])
+    looked_up: list[list[bytes]] = []
+    places = leader._lookup.places
+
+    def look_up(wanted: list[bytes]) -> list[Place | None]:
+        looked_up.append(wanted)
+        return places(wanted)
+
+    monkeypatch.setattr(leader._lookup, "places", look_up)
+    leader.submit(*calls)
+    network.settle()
+    assert [ids(2, 1, 5, 2)] == looked_up
+    receipts = [[one.id for one in answer if isinstance(one, Receipt)] for answer in answers]
+    assert [ids(2, 1), [], ids(5, 2)] == receipts
+    assert [RefusalReason.UNKNOWN] * 2 == refusal_reasons(answers[1])
+    assert ids(1, 2, 5) == network.committed_ids(leader)
 
 
 def test_follower_answers_its_own_clients() -> None:
@@ -203,7 +234,7 @@ def test_expiry_of_one_caller_leaves_the_others_waiting() -> None:
     network.heal()
     network.run_for(RETRY_US)
     assert isinstance(late[0], Receipt)
-    assert 0 == leader.waiting
+    assert 0 == leader.load.waiting
 
 
 def test_accepted_is_answered_at_once_and_committed_later() -> None:
@@ -304,13 +335,13 @@ def test_accepted_submission_is_released_once_it_is_committed() -> None:
         [transaction(1), transaction(2)],
         wait=Wait.ACCEPTED,
         on_done=lambda _outcomes: None,
-        on_released=lambda: released.append(True),
+        on_end=lambda _submission: released.append(True),
     )
     leader.submit(submission)
     assert submission.is_held
     network.settle()
     assert [True] == released
-    assert 0 == leader.waiting
+    assert 0 == leader.load.waiting
 
 
 def test_leaderless_member_holds_only_what_is_waited_for() -> None:
@@ -320,7 +351,7 @@ def test_leaderless_member_holds_only_what_is_waited_for() -> None:
     for number in range(100):
         network.submit(replica, transaction(number))
         replica.expire(network.last_submission)
-    assert (0, 0, []) == (replica.waiting, replica._waiting.size_bytes, replica._outbox)
+    assert (0, 0, []) == (replica.load.waiting, replica._waiting.size_bytes, replica._outbox)
 
 
 def test_same_transaction_sent_often_is_held_once() -> None:
@@ -345,8 +376,8 @@ def test_retry_of_an_old_transaction_is_read_beside_the_loop() -> None:
     outcomes = network.submit(leader, transaction(1), transaction(2))
     first, second = leader.pump().recorded
     assert [] == outcomes
-    leader.answer_recorded(first, block)
-    leader.answer_recorded(second, None)
+    first.settle(block)
+    second.settle(None)
     assert isinstance(outcomes[0], Receipt)
     assert [RefusalReason.UNKNOWN] == refusal_reasons(outcomes)
 
@@ -432,3 +463,17 @@ def test_alarm_refuses_submits() -> None:
     leader.raft.alarm = "CORRUPT: for the test"
     outcomes = network.submit(leader, transaction(1))
     assert [RefusalReason.UNAVAILABLE] == refusal_reasons(outcomes)
+
+
+def test_a_full_member_says_so() -> None:
+    """A leader by its queue, a follower by what waits at it; one free place is room."""
+    network = ReplicaNetwork(limits=QueueLimits(transactions=2))
+    leader = network.elect()
+    follower = network.followers()[0]
+    assert not leader.is_full
+    for number in range(2):
+        network.submit(leader, transaction(number))
+        network.submit(follower, transaction(10 + number))
+    assert (True, True) == (leader.is_full, follower.is_full)
+    network.settle()
+    assert (False, False) == (leader.is_full, follower.is_full)

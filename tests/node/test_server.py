@@ -368,3 +368,15 @@ async def test_messages_come_before_timeouts_after_a_stall(
         asyncio.get_running_loop().call_soon(order.append, "message")
         await ticked.wait()
         assert ["message", "tick"] == order[:2]
+
+
+@pytest.mark.asyncio
+async def test_a_stall_of_the_loop_shows_once(tmp_path: Path) -> None:
+    """A tick that comes half a second late is the worst stall, until somebody has read it."""
+    async with Node(cluster_folders(tmp_path, 1)[0]) as node:
+        node._loop._tick_due -= 0.5
+        node._loop._tick()
+
+        # It was not due yet.
+        assert node.metrics["loop_stall_worst_us"] >= 400_000
+        assert node.metrics["loop_stall_worst_us"] < 400_000

@@ -29,9 +29,11 @@ def make_member(number: int) -> Member:
 class Society:
     """Members 1 to `size` of genesis, and the chain that they seal."""
 
-    def __init__(self, size: int = 3) -> None:
+    def __init__(self, size: int = 3, *, http_of_3: str = "127.0.0.1:8003") -> None:
         self.random = Random(size)
         self.members = {number: make_member(number) for number in range(1, 10)}
+        third = self.members[3]
+        self.members[3] = Member(third.name, third.public_key, third.peer, http_of_3)
         first = tuple(self.members[number] for number in range(1, size + 1))
         self.genesis = genesis_block(Genesis("society", CREATED_US, first))
         self.blocks = [self.genesis]

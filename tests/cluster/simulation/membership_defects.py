@@ -37,11 +37,9 @@ from tests.cluster.simulation.membership_plants import (
 )
 
 
-def defect(
-    name: str, *plants: Any, found_by: str, nodes: int = 3, seeds: int = 20, seconds: float = 30.0
-) -> Defect:
+def defect(name: str, *plants: Any, found_by: str, seeds: int = 20, **more: Any) -> Defect:
     """A defect that the profile `membership` finds."""
-    return Defect(name, plants, found_by, "membership", nodes, seeds, seconds)
+    return Defect(name, plants, found_by, "membership", seeds=seeds, **more)
 
 
 MEMBERSHIP_DEFECTS: Final = (
@@ -142,7 +140,7 @@ MEMBERSHIP_DEFECTS: Final = (
         "a learner believes in a lost leader",
         (Raft, "_campaign", believes_in_lost_leader),
         found_by="not the members that are wanted",
-        seeds=60,
+        first_seed=50,
     ),
     defect(
         "those that are gone are asked again and again",
@@ -160,6 +158,6 @@ MEMBERSHIP_DEFECTS: Final = (
         "a leader that moved tells those it does not hear nothing",
         (Leadership, "_heartbeat", tells_the_silent_nothing),
         found_by="not the members that are wanted",
-        seeds=60,
+        first_seed=170,
     ),
 )

@@ -198,7 +198,7 @@ def believes_in_lost_leader(right: Any) -> Any:
     """Who cannot lead goes on following a leader that it does not hear any more."""
 
     def campaign(self: Any) -> None:
-        if self._is_elector():
+        if self._may_vote():
             right(self)
         else:
             self._patience.rest(self._now_us)

@@ -18,7 +18,7 @@ from tests.cluster.simulation.membership_defects import MEMBERSHIP_DEFECTS
 
 def find(defect: Defect) -> Result | None:
     """The first run that breaks, over the seeds the defect has."""
-    for seed in range(defect.seeds):
+    for seed in range(defect.first_seed, defect.first_seed + defect.seeds):
         scenario = Scenario(
             seed=seed,
             nodes=defect.nodes,

@@ -1,0 +1,429 @@
+"""One client's connection to the client port: bytes in, requests to the node, answers out.
+
+An asyncio protocol; which connection an answer goes to is decided by the connection itself, and by
+nothing that a client says of itself. What arrives is taken in at once and worked on in turns that
+the port gives out (`work`), so that one client's batches hold up neither the loop nor the others.
+Single submits that one turn takes from a connection go to the node as one call. Answers that become
+ready within one turn of the loop leave in one frame, with one write.
+
+A client that asks for more than it may have is not read from until it has had its answers; one that
+breaks the protocol is dropped. Relies on `node.zmtp` and `node.port_requests`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
+
+from node.api.problems import error_problem
+from node.outcomes import LedgerError
+from node.port_limits import Dropped
+from node.port_messages import (
+    DECODE_ERRORS,
+    MAX_MESSAGE_BYTES,
+    Submit,
+    decode_requests,
+    encode_answers,
+    outcome_fields,
+    problem_fields,
+)
+from node.port_requests import Examination, look_up
+from node.zmtp import Fault, Session, ZmtpError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from enum import StrEnum
+
+    from node.client_port import ClientPort
+    from node.outcomes import Outcome, Wait
+    from node.port_messages import Fields, LookUp
+    from node.submissions import Submission
+
+SLICE_TRANSACTIONS: Final = 256
+MAX_EARLY_BYTES: Final = 4 << 10
+"""More than a whole handshake, before the port had a turn for it."""
+SLICE_BYTES: Final = 256 << 10
+"""How much of one client's is worked on before others have their turn: about a millisecond."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection, from its first byte to its end. The times are the port's to look at."""
+
+    def __init__(self, port: ClientPort) -> None:
+        self._port = port
+        self._limits = port.limits
+        self._session = Session(
+            port.keys, allows=port.allows, entropy=os.urandom, max_message_bytes=MAX_MESSAGE_BYTES
+        )
+        self._is_over = False
+        self._heard_at = self._begun_at = self._pinged_at = port.now
+        self._progress = (0, 0)
+        self._unread_since: float | None = None
+        self._is_paused = self._is_stopping = False
+        self._is_holding_room = self._is_waiting_for_room = False
+        self._early = bytearray()
+        self._inbox: deque[bytes] = deque()
+        self._inbox_bytes = self._open_bytes = 0
+        self._requests: deque[Submit | LookUp] = deque()
+        self._examination: Examination | None = None
+        self._look_ups: deque[LookUp] = deque()
+        self._looking: asyncio.Task[None] | None = None
+        self._calls: dict[int, Submission] = {}
+        self._last_call = 0
+        self._unanswered = self._unanswered_transactions = 0
+        self._answers: list[tuple[int, Sequence[Fields]]] = []
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greets, if there is room for one more."""
+        # uvloop's transport is one by its methods alone.
+        self._transport = cast("asyncio.Transport", transport)
+        with self._port.guard(self):
+            peer = transport.get_extra_info("peername")
+            if not peer or not self._port.admit(self, peer[0]):
+                self._is_over = True
+                self._transport.abort()
+                return
+            self._write(self._session.take_output())
+
+    def data_received(self, data: bytes) -> None:
+        """Takes in what arrived; the work on it is for a turn of its own."""
+        with self._port.guard(self):
+            self._receive(data)
+
+    def pause_writing(self) -> None:
+        """The client does not read: it gets no further while it does not."""
+        self._unread_since = self._port.now
+        with self._port.guard(self):
+            self._regulate()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._unread_since = None
+        with self._port.guard(self):
+            self._regulate()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
+        """Nobody is there to answer any more: what it waited for is offered no longer."""
+        with self._port.guard(self):
+            self._is_over = True
+            self._port.forget(self)
+            if self._looking is not None:
+                self._looking.cancel()
+            calls, self._calls = list(self._calls.values()), {}
+            for call in calls:
+                self._port.node.abandon(call)
+
+    # What the port calls
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits for a client that does not read; 0 for one that does."""
+        return 0 if self._unread_since is None else self._transport.get_write_buffer_size()
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the node has calls of it under way, or answers have not left."""
+        return bool(self._calls or self._answers)
+
+    def work(self) -> bool:
+        """Works on what was asked, for a slice; whether more is left that can be worked on now."""
+        if self._early:
+            early, self._early = bytes(self._early), bytearray()
+            self._take(early)
+        singles: dict[tuple[Wait, int], list[tuple[int, bytes]]] = {}
+        left = SLICE_TRANSACTIONS
+        left_bytes = SLICE_BYTES
+        while left > 0 and left_bytes > 0 and self._may_work():
+            if not self._requests and not self._open_next():
+                break
+            request = self._requests[0]
+            if not isinstance(request, Submit):
+                self._requests.popleft()
+                self._queue_look_up(request)
+                left -= 1
+                continue
+            if self._examination is None:
+                self._examination = Examination(request)
+            seen, seen_bytes = self._examination.go_on(left, left_bytes)
+            left -= seen
+            left_bytes -= seen_bytes
+            if self._examination.is_done:
+                self._finish(request, self._examination, singles)
+        for (wait, timeout_ms), group in singles.items():
+            self._begin(wait, timeout_ms, group)
+        if not self._requests:
+            self._open_bytes = 0
+        self._hold_room()
+        self._regulate()
+        return self._has_work()
+
+    def flush(self) -> None:
+        """Sends the answers that are ready, in one frame."""
+        answers, self._answers = self._answers, []
+        if self._is_over or not answers:
+            return
+        self._session.queue(encode_answers(answers))
+        self._write(self._session.take_output())
+        self._unanswered -= len(answers)
+        if self._is_paused or self._requests or self._inbox:
+            self._regulate()
+
+    def look_at_times(self, now: float) -> None:
+        """Drops a client that is too slow, and asks a silent one for a sign of life."""
+        limits = self._limits
+        if self._is_over:
+            # It was told why it is dropped, and does not read that.
+            if now - self._begun_at > limits.handshake_s:
+                self._transport.abort()
+        elif self._unread_since is not None and now - self._unread_since > limits.unread_s:
+            self.drop(Dropped.UNREAD)
+        elif not self._session.is_open:
+            if now - self._heard_at > limits.handshake_s:
+                self.drop(Dropped.HANDSHAKE_TIME)
+        elif not self._is_paused:
+            self._look_at_silence(now)
+
+    def drop(self, reason: StrEnum) -> None:
+        """Ends the connection at once, and counts why."""
+        if not self._is_over:
+            self._is_over = True
+            self._port.dropped[reason] += 1
+            self._transport.abort()
+
+    def stop(self) -> None:
+        """Takes nothing more; answers still leave."""
+        self._is_stopping = True
+        self._regulate()
+
+    def give_up_calls(self) -> None:
+        """What has no answer yet is unknown, and says so."""
+        for call in list(self._calls.values()):
+            self._port.node.abandon(call)
+        self.flush()
+
+    def close(self) -> None:
+        """Closes once what was written has been sent."""
+        self._is_over = True
+        self._begun_at = self._port.now
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Closes now."""
+        self._is_over = True
+        self._transport.abort()
+
+    # Taking in
+
+    def _receive(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        if self._session.is_open:
+            self._take(data)
+            return
+        # Public keys take a tenth of a millisecond each: a flood of handshakes has turns as well.
+        self._early += data
+        if len(self._early) > MAX_EARLY_BYTES:
+            self.drop(Fault.TOO_LARGE)
+        else:
+            self._port.wake(self)
+
+    def _take(self, data: bytes) -> None:
+        session = self._session
+        try:
+            messages = session.receive(data)
+        except ZmtpError as error:
+            # What it is told, if anything, goes first; then there is nothing more to say.
+            self._write(session.take_output())
+            self._port.dropped[error.fault] += 1
+            self.close()
+            return
+        self._write(session.take_output())
+        if session.is_open:
+            self._heard_at = self._port.now
+        progress = (session.frames_taken, session.expected_bytes)
+        if progress != self._progress:
+            self._progress = progress
+            self._begun_at = self._port.now
+        if messages:
+            self._inbox.extend(messages)
+            self._inbox_bytes += sum(map(len, messages))
+            self._port.wake(self)
+        self._hold_room()
+
+    def _hold_room(self) -> None:
+        """Holds the room that large messages need, or waits for it, reading nothing meanwhile."""
+        needed = self._inbox_bytes + self._open_bytes + self._session.expected_bytes
+        if needed <= self._limits.large_bytes:
+            needed = 0
+        if not needed and not self._is_holding_room:
+            return
+        self._is_holding_room = needed > 0
+        self._is_waiting_for_room = not self._port.room.hold(self, needed, self._on_room)
+        self._regulate()
+
+    def _on_room(self) -> None:
+        self._is_waiting_for_room = False
+        self._regulate()
+
+    def _open_next(self) -> bool:
+        """Decodes the next message; False where there is none that can be."""
+        if not self._inbox:
+            return False
+        message = self._inbox.popleft()
+        self._inbox_bytes -= len(message)
+        self._open_bytes = len(message)
+        try:
+            requests = decode_requests(message)
+        except DECODE_ERRORS:
+            self.drop(Dropped.UNDECODABLE)
+            return False
+        self._requests.extend(requests)
+        self._unanswered += len(requests)
+        self._port.requests += len(requests)
+        return True
+
+    # Working
+
+    def _may_work(self) -> bool:
+        return (
+            not (self._is_over or self._is_stopping)
+            and self._unread_since is None
+            and self._unanswered - len(self._requests) < self._limits.unanswered_requests
+            and self._unanswered_transactions < self._limits.unanswered_transactions
+        )
+
+    def _has_work(self) -> bool:
+        return bool(self._requests or self._inbox) and self._may_work()
+
+    def _finish(
+        self,
+        request: Submit,
+        examination: Examination,
+        singles: dict[tuple[Wait, int], list[tuple[int, bytes]]],
+    ) -> None:
+        """Everything of a request is examined: it is refused, or goes to the node."""
+        self._requests.popleft()
+        self._examination = None
+        if examination.problem is not None:
+            self._answer(request.number, (problem_fields(examination.problem),))
+            return
+        self._unanswered_transactions += len(request.transactions)
+        if len(request.transactions) == 1:
+            key = (request.wait, request.timeout_ms)
+            singles.setdefault(key, []).append((request.number, request.transactions[0]))
+            return
+        self._offer(request.wait, request.timeout_ms, request.transactions, (request.number,))
+
+    def _begin(self, wait: Wait, timeout_ms: int, group: list[tuple[int, bytes]]) -> None:
+        numbers, transactions = zip(*group, strict=True)
+        self._offer(wait, timeout_ms, transactions, numbers)
+
+    def _offer(
+        self, wait: Wait, timeout_ms: int, transactions: tuple[bytes, ...], numbers: tuple[int, ...]
+    ) -> None:
+        """Hands transactions to the node: each the whole of a request, or all of one request."""
+        self._last_call += 1
+        place = self._last_call
+        try:
+            call = self._port.node.begin_submit(
+                transactions,
+                wait=wait,
+                timeout_s=timeout_ms / 1_000,
+                on_done=partial(self._on_done, place, numbers),
+            )
+        except LedgerError as error:
+            self._unanswered_transactions -= len(transactions)
+            refusal = (problem_fields(error_problem(error)),)
+            for number in numbers:
+                self._answer(number, refusal)
+            return
+        self._port.transactions += len(transactions)
+        if not call.is_done:
+            self._calls[place] = call
+
+    def _on_done(self, place: int, numbers: tuple[int, ...], outcomes: list[Outcome]) -> None:
+        """The node has an outcome for each transaction of a call; it may be at once."""
+        self._calls.pop(place, None)
+        self._unanswered_transactions -= len(outcomes)
+        if self._is_over:
+            return
+        # The node's own loop calls this: a fault in here is this connection's alone.
+        with self._port.guard(self):
+            self._queue_outcomes(numbers, outcomes)
+
+    def _queue_outcomes(self, numbers: tuple[int, ...], outcomes: list[Outcome]) -> None:
+        if len(numbers) == len(outcomes):
+            for number, outcome in zip(numbers, outcomes, strict=True):
+                self._answers.append((number, (outcome_fields(outcome),)))
+        else:
+            (number,) = numbers
+            self._answers.append((number, [outcome_fields(outcome) for outcome in outcomes]))
+        self._port.flush_soon(self)
+
+    def _answer(self, number: int, outcomes: Sequence[Fields]) -> None:
+        self._answers.append((number, outcomes))
+        self._port.flush_soon(self)
+
+    # Look-ups, one after the other: they are no part of the hot path
+
+    def _queue_look_up(self, request: LookUp) -> None:
+        self._look_ups.append(request)
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look_up_all())
+
+    async def _look_up_all(self) -> None:
+        with self._port.guard(self):
+            while self._look_ups:
+                request = self._look_ups.popleft()
+                fields = await look_up(self._port.node, request)
+                self._answer(request.number, (fields,))
+            self._looking = None
+
+    # Flow
+
+    def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        self._transport.write(data)
+        if self.unsent_bytes > self._limits.unsent_bytes:
+            self.drop(Dropped.UNREAD)
+
+    def _regulate(self) -> None:
+        """Reads from the client, or not, as it may have more."""
+        if self._is_over:
+            return
+        if self._has_work():
+            self._port.wake(self)
+        is_full = bool(self._inbox or self._requests) or not self._may_work()
+        is_full = is_full or self._is_waiting_for_room
+        if is_full == self._is_paused:
+            return
+        self._is_paused = is_full
+        if is_full:
+            self._transport.pause_reading()
+        else:
+            # What it did not send while nobody read is no fault of its own.
+            self._heard_at = self._begun_at = self._port.now
+            self._transport.resume_reading()
+
+    def _look_at_silence(self, now: float) -> None:
+        session, limits = self._session, self._limits
+        silent_s = now - self._heard_at
+        patience_s = limits.silent_s if session.speaks_ping else limits.unpinged_silent_s
+        if session.ttl_s is not None:
+            patience_s = min(patience_s, max(session.ttl_s, limits.tick_s))
+        if session.expected_bytes and now - self._begun_at > limits.arrival_s:
+            self.drop(Dropped.ARRIVAL_TIME)
+        elif silent_s > patience_s:
+            self.drop(Dropped.SILENT)
+        elif (
+            session.speaks_ping and now - max(self._heard_at, self._pinged_at) > limits.ping_after_s
+        ):
+            self._pinged_at = now
+            session.queue_ping()
+            self._write(session.take_output())
