@@ -15,7 +15,7 @@ from node.config import load_config
 from node.server import Node
 from storage.chain import ChainStore
 from storage.checkpoint import CheckpointStore
-from tests.cluster.member_stage import PATIENCE_S, Load, Town, until, voters
+from tests.cluster.member_stage import PATIENCE_S, Load, Town, voters
 from tests.node.archive_stage import NEW_NODE, chain_of
 from tests.node.cli_stage import run
 from tests.node.real_nodes import free_ports
@@ -77,9 +77,9 @@ async def test_a_backup_under_load_makes_a_member_that_fetches_only_the_rest(
 
 
 async def asked_for_backup(town: Town, name: str, output: Path) -> None:
-    """Back a running node up; what its index held before must be in it."""
+    """Back a running node up; what its disk knew to be committed must be in it."""
     node = town.nodes[name]
-    before = node.metrics["indexed_index"]
+    before = node._chain.hard_state.commit_index
     await bitnexus("backup", "--data-dir", node.config.data_dir, "--output", output)
     assert len(chain_of(output)) > before > 0
     assert node.applied_index > before
@@ -146,4 +146,3 @@ async def reads_alone(folder: Path, load: Load) -> None:
         rows = await node.history("user0", after=None, limit=height, newest_first=False)
         assert [*load.receipts] == [transaction_id(row.transaction) for row in rows]
         assert node.status().leader is None
-        await until(node, lambda node: node.applied_index > 0)
