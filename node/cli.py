@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from node import VERSION
+from node.cli_archive import backup, export, join_url, refuse_idle_cluster_id
 from node.cli_checkpoint import checkpoint_app
 from node.cli_errors import CommandError, ExitCode
 from node.cli_group import IndexCommand, OneLineGroup
@@ -71,6 +72,12 @@ JoinOption = Annotated[
     str | None,
     typer.Option(
         metavar="URL", help="Join a running cluster: the HTTP address of any of its nodes."
+    ),
+]
+FromBackupOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Begin with the blocks of this backup, once all are verified."
     ),
 ]
 _LEDGER = "The ledger"
@@ -267,6 +274,8 @@ def verify(
 app.add_typer(member_app, name="member", rich_help_panel=_OPERATION)
 app.add_typer(checkpoint_app, name="checkpoint", rich_help_panel=_OPERATION)
 app.command("transfer-leadership", rich_help_panel=_OPERATION)(transfer_leadership)
+app.command("backup", rich_help_panel=_OPERATION)(backup)
+app.command("export", rich_help_panel=_OPERATION)(export)
 
 
 @node_app.command("init")
@@ -291,8 +300,10 @@ def node_init(  # noqa: PLR0913 - one argument for each option
     insecure_clients: InsecureClientsOption = False,
     join: JoinOption = None,
     cluster_id: Annotated[
-        str | None, typer.Option(metavar="HEX", help="With --join: refuse another cluster.")
+        str | None,
+        typer.Option(metavar="HEX", help="With --join or --from-backup: refuse another cluster."),
     ] = None,
+    from_backup: FromBackupOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a node's folder: its secret key, its node.toml, and member.json to hand to the others.
@@ -301,10 +312,9 @@ def node_init(  # noqa: PLR0913 - one argument for each option
     with --join, where the cluster runs already, `bitnexus member add` with this one's.
     """
     from node.cli_init import NewNode  # noqa: PLC0415 - see the top
-    from node.cli_new_node import make_node  # noqa: PLC0415 - see the top
+    from node.cli_new_node import make_node, make_restored_node  # noqa: PLC0415 - see the top
 
-    if cluster_id is not None and join is None:
-        raise CommandError("--cluster-id is for --join", ExitCode.USAGE)
+    refuse_idle_cluster_id(cluster_id, join, from_backup)
     if clients is None and (client_key or insecure_clients):
         detail = "--client-key and --insecure-clients are for --clients"
         raise CommandError(detail, ExitCode.USAGE)
@@ -319,12 +329,14 @@ def node_init(  # noqa: PLR0913 - one argument for each option
         client_keys=tuple(client_key or ()),
         insecure_clients=insecure_clients,
     )
-    make_node(
-        new,
-        join_url=None if join is None else node_urls([join])[0],
-        cluster_id=cluster_id,
-        as_json=as_json,
-    )
+    url = join_url(join)
+    if from_backup is None:
+        make_node(new, join_url=url, cluster_id=cluster_id, as_json=as_json)
+        return
+    from node.cli_restore import open_backup  # noqa: PLC0415 - see the top
+
+    source = open_backup(from_backup)
+    make_restored_node(new, source, join_url=url, cluster_id=cluster_id, as_json=as_json)
 
 
 @node_app.command("rejoin")
@@ -400,6 +412,13 @@ def node_recover(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do it. Without, only what it would do is shown.")
     ] = False,
+    from_backup: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The chain is gone, the key is not: go on with the blocks of this backup.",
+        ),
+    ] = None,
     insist: Annotated[
         bool,
         typer.Option(
@@ -420,9 +439,10 @@ def node_recover(
             '"When a majority is gone for good"',
             ExitCode.USAGE,
         )
-    from node.cli_recover import recover_node  # noqa: PLC0415 - see the top
+    from node.cli_recover import Wish, recover_node  # noqa: PLC0415 - see the top
 
-    recover_node(data_dir, is_meant=yes, is_insisted=insist, as_json=as_json)
+    wish = Wish(is_meant=yes, is_insisted=insist)
+    recover_node(data_dir, wish, backup=from_backup, as_json=as_json)
 
 
 def main() -> None:

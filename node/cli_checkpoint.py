@@ -1,4 +1,4 @@
-"""`bitnexus checkpoint prepare`: tables in PostgreSQL for nodes that may not make their own.
+"""`bitnexus checkpoint`, and `prepare`: tables in PostgreSQL for nodes that may not make theirs.
 
 Relies on `storage.checkpoint` for the work.
 """

@@ -50,7 +50,7 @@ class ExitCode(IntEnum):
     """No answer in time: it may be recorded, or the cluster changed. Ask again with the same id, or
     look at the members."""
     VERIFY_FAILED = 19
-    """`verify` found something wrong."""
+    """`verify` found something wrong, or what a chain should be restored from does not hold."""
     OPTIMISED = 20
     """Started under `python -O`, which removes the assertions that guard the ledger."""
     ALREADY_THERE = 21

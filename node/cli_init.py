@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from consensus.membership import (
@@ -28,6 +29,7 @@ from consensus.membership import (
 )
 from node.cli_errors import CommandError, ExitCode
 from node.config import (
+    CHAIN_FOLDER,
     GENESIS_FILE,
     IDENTITY_FILE,
     NODE_FILE,
@@ -36,15 +38,29 @@ from node.config import (
     dump_toml,
     split_address,
 )
+from node.folder_lock import DataFolderInUseError
 from node.http_place import share_http
-from node.identity import IdentityError, create_identity
+from node.identity import IdentityError, create_identity, unused_file
+from node.staged import FolderTakenError, staged_folder
 from node.standing import JOIN_FILE, MEMBER_FILE, Invitation, dump_invitation, dump_member
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
 _OWNER_ONLY: Final = 0o700
+_CONTENTS: Final = frozenset(
+    {
+        CHAIN_FOLDER,
+        f"{CHAIN_FOLDER}.new",
+        IDENTITY_FILE,
+        unused_file(Path(IDENTITY_FILE)).name,
+        MEMBER_FILE,
+        GENESIS_FILE,
+        JOIN_FILE,
+        NODE_FILE,
+    }
+)
+"""All that a data folder holds which is only being made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +96,34 @@ def init_node(new: NewNode, cluster: Introduction | None = None) -> Member:
     settings = _checked_settings(new)
     _refuse_content(new.data_dir, may_have_genesis=cluster is None)
     if cluster is not None:
-        _refuse_taken(new, cluster.invitation)
+        refuse_taken(new, cluster.invitation)
+    return _make_files(new, settings, cluster)
+
+
+def init_restored(new: NewNode, fill: Callable[[Path], Introduction]) -> Member:
+    """As `init_node`, with a chain from the start, which `fill` makes in the folder it is told.
+
+    The data folder is there with all of it or not at all, wherever this is interrupted.
+
+    Raises:
+        CommandError: as `init_node`; or the folder is being made by another process.
+    """
+    settings = _checked_settings(new)
+    _refuse_content(new.data_dir, may_have_genesis=False)
+    try:
+        with staged_folder(new.data_dir, contents=_CONTENTS) as building:
+            cluster = fill(building / CHAIN_FOLDER)
+            refuse_taken(new, cluster.invitation)
+            return _make_files(replace(new, data_dir=building), settings, cluster)
+    except FolderTakenError as error:
+        raise CommandError(str(error), ExitCode.ALREADY_THERE) from error
+    except DataFolderInUseError as error:
+        raise CommandError(str(error), ExitCode.FOLDER_IN_USE) from error
+    except OSError as error:
+        raise _unwritable(new.data_dir, error) from error
+
+
+def _make_files(new: NewNode, settings: str, cluster: Introduction | None) -> Member:
     try:
         new.data_dir.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
         identity = create_identity(new.data_dir / IDENTITY_FILE)
@@ -172,8 +215,12 @@ def _checked_settings(new: NewNode) -> str:
     return dump_toml(lines)
 
 
-def _refuse_taken(new: NewNode, invitation: Invitation) -> None:
-    """The cluster would refuse to add what shares its name or an address with a member."""
+def refuse_taken(new: NewNode, invitation: Invitation) -> None:
+    """The cluster would refuse to add what shares its name or an address with a member.
+
+    Raises:
+        CommandError: it does.
+    """
     for member in invitation.members:
         if member.name == new.name:
             raise CommandError(

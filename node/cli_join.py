@@ -20,6 +20,7 @@ from node.standing import Invitation
 if TYPE_CHECKING:
     from node.api.shapes import BlockDetail, Cluster
     from node.client import LedgerClient
+    from node.rebuild import Head
 
 
 def introduce(url: str, *, cluster_id: str | None, timeout_s: float) -> Introduction:
@@ -51,3 +52,29 @@ def introduce(url: str, *, cluster_id: str | None, timeout_s: float) -> Introduc
     if cluster_id is not None and found != cluster_id.lower():
         raise CommandError(f"{url} is of cluster {found}, not {cluster_id}", ExitCode.OTHER_CLUSTER)
     return Introduction(genesis, invitation)
+
+
+def refuse_other_chain(url: str, head: Head, *, timeout_s: float) -> None:
+    """Ask the node at `url` whether the cluster's chain is the one that `head` ends.
+
+    It is not where the cluster has gone on without some of those blocks: a node that holds them
+    would take it for an attacker.
+
+    Raises:
+        CommandError: it is not, or the node does not know yet, or gives no answer.
+    """
+
+    async def ask(ledger: LedgerClient) -> tuple[Cluster, BlockDetail | None]:
+        cluster = await ledger.cluster()
+        if cluster.applied_index < head.index:
+            return cluster, None
+        return cluster, await ledger.block(head.index)
+
+    cluster, found = call([url], ask, timeout_s=timeout_s)
+    if found is None:
+        detail = f"{url} has come to block {cluster.applied_index}, and what is restored to"
+        what = f"{detail} {head.index}: ask a node that has all of it"
+        raise CommandError(what, ExitCode.REFUSED)
+    if found.hash != head.hash.hex():
+        detail = f"block {head.index} of {url} is {found.hash}, not {head.hash.hex()}: the cluster"
+        raise CommandError(f"{detail} has gone on without it", ExitCode.OTHER_CLUSTER)

@@ -19,7 +19,10 @@ from node.standing import JOIN_FILE, MEMBER_FILE, load_standing
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from consensus.membership import Member
     from node.cli_init import Introduction, NewNode
+    from node.cli_restore import Source
+    from node.rebuild import Head
     from node.standing import Standing
 
 
@@ -39,9 +42,47 @@ def make_node(new: NewNode, *, join_url: str | None, cluster_id: str | None, as_
 
         cluster = introduce(join_url, cluster_id=cluster_id, timeout_s=ASK_S)
     member = init_node(new, cluster)
+    _tell(new, member, cluster, join_url=join_url, head=None, as_json=as_json)
+
+
+def make_restored_node(
+    new: NewNode, source: Source, *, join_url: str | None, cluster_id: str | None, as_json: bool
+) -> None:
+    """As `make_node`, with a chain that begins with the blocks of `source`, each verified.
+
+    Raises:
+        CommandError: nothing was made; the first block that does not hold is named.
+    """
+    from node.cli_restore import (  # noqa: PLC0415 - brings the audit
+        make_restored,
+        refuse_other_cluster,
+    )
+
+    refuse_other_cluster(source, cluster_id)
+    cluster = None
+    if join_url is not None:
+        from node.cli_join import introduce, refuse_other_chain  # noqa: PLC0415 - HTTP client
+
+        expected = source.head.cluster_id.hex()
+        cluster = introduce(join_url, cluster_id=expected, timeout_s=ASK_S)
+        refuse_other_chain(join_url, source.head, timeout_s=ASK_S)
+    made = make_restored(new, source, cluster)
+    _tell(new, made.member, made.cluster, join_url=join_url, head=source.head, as_json=as_json)
+
+
+def _tell(
+    new: NewNode,
+    member: Member,
+    cluster: Introduction | None,
+    *,
+    join_url: str | None,
+    head: Head | None,
+    as_json: bool,
+) -> None:
+    """Say what was made, and which commands come next."""
     file = new.data_dir / MEMBER_FILE
     if as_json:
-        made = {
+        made: dict[str, object] = {
             "name": member.name,
             "public_key": member.public_key.hex(),
             "peer": member.peer,
@@ -49,10 +90,15 @@ def make_node(new: NewNode, *, join_url: str | None, cluster_id: str | None, as_
             "data_dir": str(new.data_dir.absolute()),
             "member_file": str(file.absolute()),
         }
-        write_json(made if cluster is None else made | _cluster_document(cluster))
+        made |= {} if cluster is None else _cluster_document(cluster)
+        write_json(
+            made if head is None else made | {"through": head.index, "hash": head.hash.hex()}
+        )
         return
     say(f"{new.data_dir} is made for {member.name}, public key {member.public_key.hex()}")
-    if cluster is None or join_url is None:
+    if head is not None:
+        say(f"its chain holds through block {head.index}, {head.hash.hex()}")
+    if cluster is None:
         say(f"next: hand {file} to whoever runs `bitnexus node genesis`,")
         say(f"      put the genesis.json you get into {new.data_dir},")
         say(f"      then `bitnexus node run --data-dir {new.data_dir}`")
@@ -107,8 +153,15 @@ def _cluster_document(cluster: Introduction) -> dict[str, object]:
     }
 
 
-def _say_joining(data_dir: Path, file: Path, join_url: str, cluster: Introduction) -> None:
+def _say_joining(data_dir: Path, file: Path, join_url: str | None, cluster: Introduction) -> None:
     names = ", ".join(member.name for member in cluster.invitation.members)
+    if join_url is None:
+        say(f"it is of the cluster {cluster.genesis.name} of {names}, whose id is")
+        say(f"      {genesis_id(cluster.genesis)}")
+        say("      compare that with what you know it should be; it is no member, and reads alone")
+        say(f"next: bitnexus verify --data-dir {data_dir}, or bitnexus export, or see README,")
+        say('      "Backups", for how to go on')
+        return
     say(f"it joins the cluster {cluster.genesis.name} of {names}, whose id is")
     say(f"      {genesis_id(cluster.genesis)}")
     say("      compare that with what another node's `bitnexus status --json` shows")

@@ -82,7 +82,7 @@ def is_unused(path: Path) -> bool:
     must never come back under the same key, or it might vote twice. So a node without a chain may
     begin one only under a key that is unused.
     """
-    return _unused(path).exists()
+    return unused_file(path).exists()
 
 
 def mark_used(path: Path) -> None:
@@ -91,7 +91,7 @@ def mark_used(path: Path) -> None:
     Raises `IdentityError` where that cannot be made durable.
     """
     try:
-        _unused(path).unlink(missing_ok=True)
+        unused_file(path).unlink(missing_ok=True)
         _sync_folder(path.parent)
     except OSError as error:
         raise IdentityError(f"{path}: cannot be marked as used: {error.strerror}") from error
@@ -129,15 +129,16 @@ def curve_public_z85(public_key: bytes) -> bytes:
 
 def _mark_unused(path: Path) -> None:
     """Only ever beside a key that has just been made; without it, that key is of no use."""
-    _unused(path).unlink(missing_ok=True)
+    unused_file(path).unlink(missing_ok=True)
     try:
-        _save_new(_unused(path), UNUSED_TEXT)
+        _save_new(unused_file(path), UNUSED_TEXT)
     except OSError as error:
         path.unlink()
         raise IdentityError(f"{path}: cannot write the identity: {error.strerror}") from error
 
 
-def _unused(path: Path) -> Path:
+def unused_file(path: Path) -> Path:
+    """The file beside the key at `path` that says that the key is unused."""
     return path.with_name(f"{path.name}.unused")
 
 

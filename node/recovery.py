@@ -56,8 +56,11 @@ class Recovery:
         return tuple(member for member in self.before.members if member != self.member)
 
 
-def plan_recovery(chain: Chain, identity: Identity) -> Recovery:
+def plan_recovery(chain: Chain, identity: Identity, *, is_restored: bool = False) -> Recovery:
     """Say what `recover` would do; changes nothing.
+
+    A restored chain is no memory of the member's own: it may lack what that member recorded, so
+    even the only voter can go on by a new incarnation alone.
 
     Raises:
         RecoveryRefusedError: this node is no voter, or has its majority by itself.
@@ -70,7 +73,7 @@ def plan_recovery(chain: Chain, identity: Identity) -> Recovery:
         raise RecoveryRefusedError("this node is not a member of the cluster, by its own chain")
     if member.public_key in membership.learners:
         raise RecoveryRefusedError(f"{member.name} is a learner: it may lack what was committed")
-    if membership.voters == {member.public_key}:
+    if membership.voters == {member.public_key} and not is_restored:
         raise RecoveryRefusedError(f"{member.name} is the only voter already: start it")
     tip = chain.tip(chain.last_index)
     hard_state = chain.hard_state

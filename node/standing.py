@@ -18,7 +18,7 @@ from node.config import ConfigError
 from node.identity import Identity, IdentityError, is_unused, load_identity, mark_used
 from node.outcomes import LostChainError
 from storage.chain import ChainStore
-from storage.errors import StoreMissingError
+from storage.errors import StorageError, StoreMissingError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,8 +132,10 @@ def load_standing(config: NodeConfig) -> Standing:
 def open_chain(config: NodeConfig, genesis: Block) -> ChainStore:
     """Open the node's chain, or begin one under a key that no node has run under.
 
+    A restored chain is taken up under such a key alone, too: it remembers nobody's votes.
+
     Raises:
-        LostChainError: there is no chain, and there has been one.
+        LostChainError: there is no chain, or only a restored one, and there has been one.
         StorageError: the chain cannot be opened.
         IdentityError: that the key is in use cannot be written down.
     """
@@ -146,19 +148,28 @@ def open_chain(config: NodeConfig, genesis: Block) -> ChainStore:
             may_create=is_unused(key),
         )
     except StoreMissingError as error:
-        raise LostChainError(
-            f"{config.chain_dir}: the chain is gone, and {config.name} has run under this identity "
-            "before: it would have forgotten its votes. Make a new data folder (`bitnexus node "
-            "init --join`) with another name and other addresses, and run `bitnexus member replace "
-            f"{config.name} --file`; or, to keep both, first `bitnexus member remove "
-            f"{config.name}`, then make the folder and add that node"
-        ) from error
+        raise _lost_chain(config, "the chain is gone") from error
     try:
+        if chain.is_restored:
+            if not is_unused(key):
+                raise _lost_chain(config, "the chain was restored from a backup")
+            chain.take_up()
         mark_used(key)
-    except IdentityError:
+    except (IdentityError, LostChainError, StorageError):
         chain.close()
         raise
     return chain
+
+
+def _lost_chain(config: NodeConfig, what: str) -> LostChainError:
+    name = config.name
+    return LostChainError(
+        f"{config.chain_dir}: {what}, and {name} has run under this identity "
+        "before: it would have forgotten its votes. Make a new data folder (`bitnexus node "
+        "init --join`) with another name and other addresses, and run `bitnexus member replace "
+        f"{name} --file`; or, to keep both, first `bitnexus member remove "
+        f"{name}`, then make the folder and add that node"
+    )
 
 
 def load_invitation(file: Path) -> Invitation:

@@ -38,6 +38,7 @@ from storage.rows import (
     LAYOUT,
     NODE,
     NUMBER,
+    RESTORED_KEY,
     StoredParts,
     append_block,
     cut_blocks,
@@ -96,12 +97,13 @@ class ChainStore:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         readonly: bool = False,
         may_create: bool = True,
+        restored: bool = False,
     ) -> Self:
         """Open the store in the folder `path`, or make it where there is none and a genesis.
 
         `map_bytes` is the first size of a new store's map. `reserve_bytes` of the disk are kept
         free. A readonly store sees what another process saves. A path can be open once in a
-        process.
+        process. A store made as `restored` stays so until `take_up`.
 
         Raises:
             StoreMissingError: there is no store, and none may be made, or there is no genesis.
@@ -113,7 +115,7 @@ class ChainStore:
         if not has_environment(path):
             if genesis is None or readonly or not may_create:
                 raise StoreMissingError(path)
-            _create(path, genesis, map_bytes)
+            _create(path, genesis, map_bytes, restored=restored)
         environment = Environment(path, LAYOUT, readonly=readonly, reserve_bytes=reserve_bytes)
         try:
             store = cls(environment, cache_bytes=cache_bytes)
@@ -176,6 +178,23 @@ class ChainStore:
             if truncate_from is not None:
                 self._cache.reopen()
         self._cache.put(blocks, self._cache.generation)
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether it came from a backup and no node has taken it up: it remembers no votes."""
+        meta = self._databases[META]
+        return self._environment.read(lambda txn: txn.get(RESTORED_KEY, db=meta) is not None)
+
+    def take_up(self) -> None:
+        """Be a node's own chain from here on, durably.
+
+        Raises:
+            NoSpaceError, StorageFailedError: as `save`.
+        """
+        meta = self._databases[META]
+        self._environment.write(
+            lambda txn: txn.delete(RESTORED_KEY, db=meta), needed_bytes=0, may_use_reserve=True
+        )
 
     def check_room(self, needed_bytes: int = MAX_BLOCK_BYTES) -> None:
         """Raise NoSpaceError where the disk has no room for blocks of `needed_bytes`."""
@@ -432,7 +451,7 @@ class ChainStore:
         return DamagedStoreError(self._environment.path, what)
 
 
-def _create(path: Path, genesis: Block, map_bytes: int) -> None:
+def _create(path: Path, genesis: Block, map_bytes: int, *, restored: bool) -> None:
     """Make a store that holds the genesis block and the hard state of a member that never ran."""
     assert genesis.index == 0, "a chain begins with its genesis block"
 
@@ -440,5 +459,7 @@ def _create(path: Path, genesis: Block, map_bytes: int) -> None:
         txn.put(CLUSTER_KEY, genesis.hash, db=databases[META])
         txn.put(HARD_STATE_KEY, encode_hard_state(HardState()), db=databases[META])
         append_block(txn, databases, None, genesis)
+        if restored:
+            txn.put(RESTORED_KEY, b"", db=databases[META])
 
     create_environment(path, LAYOUT, map_bytes=map_bytes, fill=fill)

@@ -3,7 +3,9 @@
 All numbers are big-endian, so that keys sort as numbers:
 
     meta     "cluster" -> 32 bytes; "hard-state" -> SHA-256 of what follows || msgpack HardState;
-             "changes" -> SHA-256 of what follows || u64 index of each block of kind membership
+             "changes" -> SHA-256 of what follows || u64 index of each block of kind membership;
+             "restored" -> nothing, where the chain was put together from elsewhere and no node
+             has taken it up
     headers  u64 index -> msgpack [header bytes, signature, SHA-256(header bytes || signature)]
     bodies   u64 index -> the body's bytes
     terms    u64 term -> u64 index of the first block of that term
@@ -40,6 +42,7 @@ LAYOUT: Final = Layout("chain", 1, ("headers", "bodies", "terms", "history"))
 CLUSTER_KEY: Final = b"cluster"
 HARD_STATE_KEY: Final = b"hard-state"
 CHANGES_KEY: Final = b"changes"
+RESTORED_KEY: Final = b"restored"
 NUMBER: Final = Struct(">Q")
 NODE: Final = Struct(">BQ")
 

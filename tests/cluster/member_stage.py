@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from consensus.block import transaction_id
 from consensus.changes import ChangeError, ChangeRefusal
 from node.cli_init import Introduction, NewNode, init_node
+from node.cli_restore import make_restored, open_backup
 from node.config import NodeConfig, load_config
 from node.outcomes import NodeFailedError, RefusedError
 from node.server import Node
@@ -71,8 +72,11 @@ class Town:
         for name in names:
             await self.nodes.pop(name).stop()
 
-    def invite(self, name: str) -> Member:
-        """Make the folder of a node that joins, from what a running node knows; its member."""
+    def invite(self, name: str, backup: Path | None = None) -> Member:
+        """Make the folder of a node that joins, from what a running node knows; its member.
+
+        With a backup its chain begins with the backup's blocks.
+        """
         asked = next(iter(self.nodes.values()))
         status = asked.status()
         peer, http = free_ports(2)
@@ -84,9 +88,12 @@ class Town:
         )
         genesis = load_standing(asked.config).genesis
         members = tuple(one.member for one in status.members)
-        member = init_node(
-            new, Introduction(genesis, Invitation(status.incarnation, status.commit_index, members))
-        )
+        invitation = Invitation(status.incarnation, status.commit_index, members)
+        cluster = Introduction(genesis, invitation)
+        if backup is None:
+            member = init_node(new, cluster)
+        else:
+            member = make_restored(new, open_backup(backup), cluster).member
         self.configs[name] = load_config(new.data_dir)
         return member
 
@@ -97,9 +104,9 @@ class Town:
             data_dir=config.data_dir, name=name, http_port=0, peer_bind=peer
         )
 
-    async def join(self, name: str) -> None:
+    async def join(self, name: str, backup: Path | None = None) -> None:
         """A new node runs, is added, and is waited for until it votes."""
-        member = self.invite(name)
+        member = self.invite(name, backup)
         await self.start(name)
         await self.change(lambda admin: admin.add(member, timeout_s=CHANGE_S))
         await until(self.nodes[name], lambda node: member.public_key in voters(node))

@@ -62,6 +62,9 @@ def test_all_the_commands_are_there() -> None:
         ("member", "remove"),
         ("member", "replace"),
         ("transfer-leadership",),
+        ("backup",),
+        ("checkpoint", "restore"),
+        ("export",),
     }
     assert expected == set(ALL)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from consensus.ready import HardState
+from storage.chain import ChainStore
 from storage.errors import (
     FormatVersionError,
     NoSpaceError,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from consensus.block import Block
-    from storage.chain import ChainStore
 
 SMALLEST_MAP_BYTES = 16 * 4096
 
@@ -45,6 +45,24 @@ def test_what_is_saved_is_there_after_reopening(
     assert HardState(2, None, 5) == store.hard_state
     assert [(0, 0), (1, 1), (5, 2)] == store.term_starts()
     assert store.tip(7).history.size == 8
+
+
+def test_a_restored_chain_says_so_until_it_is_taken_up(
+    path: Path, author: Author, opened: Callable[[Path], ChainStore]
+) -> None:
+    """Durably, whatever is saved meanwhile; other chains never were restored."""
+    store = ChainStore.open(path, genesis=author.genesis, reserve_bytes=0, restored=True)
+    append(store, author.seal())
+    store.close()
+    store = opened(path)
+    assert store.is_restored
+    store.take_up()
+    assert not store.is_restored
+    store.close()
+    assert not opened(path).is_restored
+    other = open_store(path.with_name("other"), genesis=author.genesis)
+    assert not other.is_restored
+    other.close()
 
 
 def test_the_same_genesis_opens_and_another_does_not(stored: list[Block], path: Path) -> None:
