@@ -86,6 +86,7 @@ class CatchUp:
         self._shunned: dict[MemberId, int] = {}
         self._silent: dict[MemberId, int] = {}
         self._alive: set[MemberId] = set()
+        self._unreached: set[MemberId] = set()
         self._answered: set[MemberId] = set()
         self._block_bytes: int | None = None
         self._orphan_since_us: int | None = None
@@ -123,6 +124,7 @@ class CatchUp:
         if through is None:
             return False
         self._answered.add(source)
+        self._unreached.discard(source)
         self.heard(source)
         self.target_index = max(self.target_index, reply.commit_index)
         if not reply.blocks:
@@ -140,8 +142,13 @@ class CatchUp:
             del self._arrived[first]
 
     def heard(self, member: MemberId) -> None:
-        """That member has said something, or is connected: it is asked rather than others."""
+        """That member has said something, or is connected: it is asked rather than others.
+
+        Unless it spoke before and did not answer: it may be elsewhere than this member looks.
+        """
         self._alive.add(member)
+        if member in self._unreached:
+            return
         if self._silent.pop(member, None) is not None:
             self._shunned.pop(member, None)
 
@@ -189,9 +196,13 @@ class CatchUp:
         while len(self._late) > MAX_LATE:
             del self._late[next(iter(self._late))]
         for target in sorted({self._asked.pop(first).target for first in lost}):
+            shun_us = SILENCE_SHUN_US
+            if target in self._alive:
+                self._unreached.add(target)
+                shun_us = SHUN_US
             self._alive.discard(target)
             self._answered.discard(target)
-            length_us = min(2 * self._silent.get(target, SILENCE_SHUN_US // 2), MAX_SHUN_US)
+            length_us = min(2 * self._silent.get(target, shun_us // 2), MAX_SHUN_US)
             self._silent[target] = length_us
             self._shunned[target] = now_us + length_us
         for known in (self._asked, self._arrived):

@@ -121,3 +121,33 @@ def test_nothing_is_kept_of_who_sent_a_bad_block(catch_up: CatchUp) -> None:
     catch_up.shun(slice_.source, 50)
     requests = catch_up.requests(now_us=50, commit_index=commit_index, leader=None, peers={TWO})
     assert commit_index + 1 in {request.first for _, request in requests}
+
+
+def test_who_speaks_and_does_not_answer_is_asked_less_and_less(catch_up: CatchUp) -> None:
+    """It may have moved: what it says arrives here, and nothing arrives there.
+
+    Others that have said nothing are asked meanwhile.
+    """
+    seen: list[bytes] = []
+    for now_us in range(0, 4 * PATIENCE_US, STEP_US):
+        catch_up.heard(ONE)
+        seen += [
+            target
+            for target, _ in catch_up.requests(
+                now_us=now_us, commit_index=0, leader=None, peers={ONE, TWO}
+            )
+        ]
+    assert ONE == seen[0]
+    assert TWO in seen[:2]
+    assert seen.count(ONE) <= 4
+
+
+def test_an_answer_shows_that_a_member_is_reached(catch_up: CatchUp) -> None:
+    """However late it comes, hearing that member counts again."""
+    catch_up.heard(ONE)
+    assert [ONE] == sole(catch_up, 0)
+    assert [] == sole(catch_up, PATIENCE_US)
+    catch_up.heard(ONE)
+    assert [] == sole(catch_up, PATIENCE_US)
+    assert catch_up.arrived(ONE, BlocksReply(1, 1, 1_000, (b"block",)), PATIENCE_US)
+    assert [ONE] == sole(catch_up, PATIENCE_US)

@@ -36,6 +36,10 @@ KEPT: list[tuple[str, Scenario]] = [
         Scenario(seed=20111, nodes=3, seconds=180.0),
     ),
     ("a learner whose log is the longest", Scenario(seed=20147, nodes=3, seconds=180.0)),
+    (
+        "a learner that hears a leader which has moved, and asks it where it was",
+        Scenario(seed=30102, nodes=3, seconds=180.0, profile="membership"),
+    ),
     *(
         (story, Scenario(seed=seed, nodes=nodes, seconds=30.0, profile="membership"))
         for story, nodes, seed in (
