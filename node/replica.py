@@ -236,7 +236,7 @@ class Replica:
 
     def reachable(self, peer: MemberId) -> None:
         """The connection to `peer` is there (again): what was sent to it before may be lost."""
-        self.fetching.heard(peer)
+        self.fetching.reachable(peer)
         if peer == self._leader:
             self._offer_everything_again()
 
