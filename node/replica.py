@@ -370,6 +370,7 @@ class Replica:
             taken = self._mempool.take_block()
             self.raft.propose(tuple(taken.values()))
             self._pace.sealed(self._now_us)
+            self.seal_us = NEVER_US
             self._tail.update(taken)
             self.blocks_sealed += 1
         return True
