@@ -486,3 +486,18 @@ def test_what_is_sealed_asks_for_no_further_pump() -> None:
     network.submit(leader, transaction(1))
     leader.pump()
     assert (1, NEVER_US) == (leader.blocks_sealed, leader.seal_us)
+
+
+def test_a_leader_with_a_slow_disk_does_not_hold_the_others_up() -> None:
+    """They commit without it, so it goes on sealing while its own save lasts."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.settle()
+    network.saves_held.add(leader.raft.member)
+    follower = network.followers()[0]
+    answers = []
+    for number in range(1, 9):
+        answers.append(network.submit(follower, transaction(number)))
+        network.run_for(20_000)
+    assert leader.raft.leadership is not None
+    assert all(answers)
