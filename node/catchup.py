@@ -142,7 +142,7 @@ class CatchUp:
             del self._arrived[first]
 
     def heard(self, member: MemberId) -> None:
-        """That member has said something, or is connected: it is asked rather than others.
+        """That member has said something: it is asked rather than others.
 
         Unless it spoke before and did not answer: it may be elsewhere than this member looks.
         """
@@ -151,6 +151,11 @@ class CatchUp:
             return
         if self._silent.pop(member, None) is not None:
             self._shunned.pop(member, None)
+
+    def reachable(self, member: MemberId) -> None:
+        """The connection to that member is there (again): what is asked of it arrives."""
+        self._unreached.discard(member)
+        self.heard(member)
 
     def unreachable(self, member: MemberId) -> None:
         """The connection broke, and what was asked of that member will not be answered."""

@@ -65,6 +65,7 @@ class Crowd:
             request.cancel()
 
     def _send(self) -> None:
+        self._waiting = [call for call in self._waiting if not call.answer.done()]
         while self._waiting and len(self._requests) < MAX_REQUESTS:
             calls = self._take()
             request = asyncio.ensure_future(self._carry(calls))

@@ -127,8 +127,12 @@ class Fetching:
         self._catch_up.arrived(source, reply, now_us)
 
     def heard(self, peer: MemberId) -> None:
-        """`peer` has said something, or is connected."""
+        """`peer` has said something."""
         self._catch_up.heard(peer)
+
+    def reachable(self, peer: MemberId) -> None:
+        """The connection to `peer` is there (again)."""
+        self._catch_up.reachable(peer)
 
     def unreachable(self, peer: MemberId) -> None:
         """The connection to `peer` broke."""

@@ -48,7 +48,8 @@ SUBMITTED_PER_PUMP: Final = 2_000
 STALL_TICKS: Final = 10
 """A loop that is so many ticks late was held up."""
 NANOS_PER_MICRO: Final = 1_000
-MICROS_PER_SECOND: Final = 1_000_000
+MICROS_PER_MILLI: Final = 1_000
+MILLIS_PER_SECOND: Final = 1_000
 
 
 class MemberLoop:
@@ -305,7 +306,7 @@ class MemberLoop:
         if due_us < self._seal_planned_us:
             self._seal_planned_us = due_us
             delay_us = due_us - time.monotonic_ns() // NANOS_PER_MICRO
-            self._loop.call_later(max(0, delay_us) / MICROS_PER_SECOND, self._seal_in_time)
+            self._loop.call_later(_timer_s(delay_us), self._seal_in_time)
 
     def _seal_in_time(self) -> None:
         self._seal_planned_us = NEVER_US
@@ -381,6 +382,14 @@ def _release(waiters: list[asyncio.Future[None]]) -> list[asyncio.Future[None]]:
         if not waiter.done():
             waiter.set_result(None)
     return []
+
+
+def _timer_s(wait_us: int) -> float:
+    """The time to wait, in whole milliseconds: uvloop's timers know no shorter ones.
+
+    It rounds to the nearest, so what is left of a wait would fire at once, again and again.
+    """
+    return max(1, -(-wait_us // MICROS_PER_MILLI)) / MILLIS_PER_SECOND
 
 
 def _clocks() -> tuple[int, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 SMALL_PIPELINE_BLOCKS: Final = 2
-"""Blocks under way beyond which only full ones are sealed: transactions gather meanwhile."""
+"""Uncommitted blocks beyond which only full ones are sealed: transactions gather meanwhile."""
 CROWD: Final = 16
 """So many transactions that are not committed make a crowd."""
 APART_US: Final = 10_000
@@ -21,7 +21,7 @@ GATHER_US: Final = 4_000
 ENOUGH: Final = 8
 """Once all but one in so many of those answered have sent again, the rest is not waited for."""
 NEVER_US: Final = 1 << 62
-"""Only a commit ends the wait."""
+"""Nothing waits for its time."""
 
 
 class Pace:
@@ -56,8 +56,6 @@ class Pace:
         `queued` transactions are not sealed; `on_their_way` are, in the `under_way` blocks whose
         clients have no answer yet.
         """
-        if under_way >= SMALL_PIPELINE_BLOCKS:
-            return NEVER_US
         if queued + on_their_way < CROWD:
             return now_us
         if under_way:

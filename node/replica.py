@@ -31,7 +31,7 @@ from node.fetching import Fetching
 from node.lane import Lane, lane_of
 from node.mempool import Mempool, QueueLimits
 from node.open_changes import OpenChanges
-from node.pacing import NEVER_US, Pace
+from node.pacing import NEVER_US, SMALL_PIPELINE_BLOCKS, Pace
 from node.retries import Retries
 from node.submissions import (
     Waiter,
@@ -236,7 +236,7 @@ class Replica:
 
     def reachable(self, peer: MemberId) -> None:
         """The connection to `peer` is there (again): what was sent to it before may be lost."""
-        self.fetching.heard(peer)
+        self.fetching.reachable(peer)
         if peer == self._leader:
             self._offer_everything_again()
 
@@ -356,7 +356,11 @@ class Replica:
         for _ in range(SEALS_PER_PUMP):
             if not self._mempool or self._recent.transactions >= RECENT_TRANSACTIONS:
                 return False
-            if not self._mempool.fills_block:
+            is_full = self._mempool.fills_block
+            limit = PIPELINE_BLOCKS if is_full else SMALL_PIPELINE_BLOCKS
+            if log.last_index - log.commit_index >= limit:
+                return False  # a commit ends the wait, whether this member's disk is slow or not
+            if not is_full:
                 self.seal_us = self._pace.due_us(
                     self._now_us,
                     queued=len(self._mempool),
@@ -365,11 +369,10 @@ class Replica:
                 )
                 if self.seal_us > self._now_us:
                     return False
-            elif log.last_index - log.commit_index >= PIPELINE_BLOCKS:
-                return False
             taken = self._mempool.take_block()
             self.raft.propose(tuple(taken.values()))
             self._pace.sealed(self._now_us)
+            self.seal_us = NEVER_US
             self._tail.update(taken)
             self.blocks_sealed += 1
         return True

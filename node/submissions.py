@@ -29,8 +29,8 @@ class Submission:
     """One call's transactions and their outcomes, in the order sent.
 
     `on_done` is called once, with the outcomes, as soon as there is one for each. `on_end` is
-    called when the call is over, at least once: before `on_done`, and when none of the
-    transactions is held any more, which for a call that does not wait for the commit is later.
+    called when the call is over, at least once and never before that: just before `on_done`, or,
+    for a call that does not wait for the commit, when besides nothing of it is held any more.
     """
 
     __slots__ = (
@@ -90,7 +90,7 @@ class Submission:
     def release(self) -> None:
         """One of them is not held any more."""
         self._held -= 1
-        if self._held == 0 and self._on_end is not None:
+        if self._held == 0 and self.is_done and self._on_end is not None:
             self._on_end(self)
 
     @property

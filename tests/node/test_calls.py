@@ -118,3 +118,26 @@ async def test_the_end_of_all_calls_ends_each_that_is_open_once() -> None:
     assert accepted.is_held is False
     desk.calls.end_all()
     assert desk.expired == len([accepted, "the third"])
+
+
+async def test_deadline_holds_while_an_old_retry_is_read() -> None:
+    """Though nothing of the call is held any more: the last outcome may never come."""
+    waiting, answers = Waiting(), []
+
+    def offer(call: Submission) -> None:
+        """The first is new; the second is recorded, in a block that is being read."""
+        waiting.add(call.ids[0], Waiter(call.transactions[0], call, 0))
+        waiting.note_forward(call.ids[0], 7)
+
+    calls = Calls(offer=offer, expire=waiting.expire)
+    answered = asyncio.Event()
+
+    def answer(outcomes: list[Outcome]) -> None:
+        answers.append(outcomes)
+        answered.set()
+
+    raws = [transaction(1), transaction(2)]
+    call = calls.begin(raws, wait=Wait.COMMITTED, timeout_s=0, on_done=answer)
+    waiting.refuse_full(call.ids[0], 7)
+    await asyncio.wait_for(answered.wait(), 1)
+    assert [[RefusalReason.QUEUE_FULL, RefusalReason.UNKNOWN]] == [reasons(one) for one in answers]

@@ -151,3 +151,13 @@ def test_an_answer_shows_that_a_member_is_reached(catch_up: CatchUp) -> None:
     assert [] == sole(catch_up, PATIENCE_US)
     assert catch_up.arrived(ONE, BlocksReply(1, 1, 1_000, (b"block",)), PATIENCE_US)
     assert [ONE] == sole(catch_up, PATIENCE_US)
+
+
+def test_a_connection_ends_being_passed_over(catch_up: CatchUp) -> None:
+    """Nothing got there for a while, and now it does: it must not be waited for longer."""
+    now_us = 0
+    for now_us in range(0, 30 * PATIENCE_US, STEP_US):
+        catch_up.heard(ONE)
+        catch_up.requests(now_us=now_us, commit_index=0, leader=None, peers={ONE})
+    catch_up.reachable(ONE)
+    assert [ONE] == sole(catch_up, now_us + PATIENCE_US)

@@ -169,3 +169,15 @@ async def test_closing_leaves_nobody_waiting() -> None:
     desk.crowd.close()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [asyncio.CancelledError] * 5 == [type(one) for one in outcomes]
+
+
+async def test_who_gives_up_before_its_turn_is_not_recorded() -> None:
+    """Nothing of it was sent, and nobody wants it any more."""
+    desk = Desk()
+    calls = [desk.call(number) for number in range(5)]
+    await desk.settle()
+    calls[3].cancel()
+    await desk.settle()
+    desk.gate.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert [[0], [1], [2, 4]] == desk.requests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.pacing import APART_US, CROWD, ENOUGH, GATHER_US, NEVER_US, SMALL_PIPELINE_BLOCKS, Pace
+from node.pacing import APART_US, CROWD, ENOUGH, GATHER_US, Pace
 
 NOW_US = 1_000_000
 
@@ -17,13 +17,6 @@ def test_few_are_sealed_at_once(queued: int, on_their_way: int) -> None:
     pace.answered(100, NOW_US)
     due_us = pace.due_us(NOW_US, queued=queued, on_their_way=on_their_way, under_way=1)
     assert due_us == NOW_US
-
-
-@pytest.mark.parametrize("queued", [1, CROWD])
-def test_nothing_small_is_sealed_beyond_the_small_pipeline(queued: int) -> None:
-    """Only a commit makes room."""
-    due_us = Pace().due_us(NOW_US, queued=queued, on_their_way=1, under_way=SMALL_PIPELINE_BLOCKS)
-    assert due_us == NEVER_US
 
 
 @pytest.mark.parametrize(("queued", "on_their_way"), [(1, CROWD - 1), (CROWD, 0)])

@@ -8,7 +8,7 @@ from consensus.block import encode_transaction
 from consensus.messages import Append, AppendReply, Forward, ForwardRefusal
 from node.mempool import QueueLimits
 from node.outcomes import Accepted, Receipt, Refusal, RefusalReason, Wait
-from node.pacing import SMALL_PIPELINE_BLOCKS
+from node.pacing import NEVER_US, SMALL_PIPELINE_BLOCKS
 from node.replica import RETRY_US, SEALS_PER_PUMP
 from node.submissions import Submission
 from tests.node.replica_network import ReplicaNetwork, transaction
@@ -477,3 +477,27 @@ def test_a_full_member_says_so() -> None:
     assert (True, True) == (leader.is_full, follower.is_full)
     network.settle()
     assert (False, False) == (leader.is_full, follower.is_full)
+
+
+def test_what_is_sealed_asks_for_no_further_pump() -> None:
+    """Nothing gathers any more: the loop would set a timer, and pump in vain, at each block."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.submit(leader, transaction(1))
+    leader.pump()
+    assert (1, NEVER_US) == (leader.blocks_sealed, leader.seal_us)
+
+
+def test_a_leader_with_a_slow_disk_does_not_hold_the_others_up() -> None:
+    """They commit without it, so it goes on sealing while its own save lasts."""
+    network = ReplicaNetwork()
+    leader = network.elect()
+    network.settle()
+    network.saves_held.add(leader.raft.member)
+    follower = network.followers()[0]
+    answers = []
+    for number in range(1, 9):
+        answers.append(network.submit(follower, transaction(number)))
+        network.run_for(20_000)
+    assert leader.raft.leadership is not None
+    assert all(answers)
