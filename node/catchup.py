@@ -201,13 +201,14 @@ class CatchUp:
         while len(self._late) > MAX_LATE:
             del self._late[next(iter(self._late))]
         for target in sorted({self._asked.pop(first).target for first in lost}):
-            shun_us = SILENCE_SHUN_US
+            shun_us, longest_us = SILENCE_SHUN_US, MAX_SHUN_US
             if target in self._alive:
+                # It lives, so it is looked for again before long.
                 self._unreached.add(target)
-                shun_us = SHUN_US
+                shun_us, longest_us = SHUN_US, SILENCE_SHUN_US
             self._alive.discard(target)
             self._answered.discard(target)
-            length_us = min(2 * self._silent.get(target, shun_us // 2), MAX_SHUN_US)
+            length_us = min(2 * self._silent.get(target, shun_us // 2), longest_us)
             self._silent[target] = length_us
             self._shunned[target] = now_us + length_us
         for known in (self._asked, self._arrived):

@@ -142,6 +142,16 @@ def test_who_speaks_and_does_not_answer_is_asked_less_and_less(catch_up: CatchUp
     assert seen.count(ONE) <= 4
 
 
+def test_who_speaks_and_does_not_answer_is_asked_again_before_long(catch_up: CatchUp) -> None:
+    """Where it was only the way there that was cut, however long."""
+    asked_at = []
+    for now_us in range(0, 30 * PATIENCE_US, STEP_US):
+        catch_up.heard(ONE)
+        asked_at += [now_us] * len(sole(catch_up, now_us))
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
+    assert FIRST_PATIENCE_US + SILENCE_SHUN_US == max(pauses)
+
+
 def test_an_answer_shows_that_a_member_is_reached(catch_up: CatchUp) -> None:
     """However late it comes, hearing that member counts again."""
     catch_up.heard(ONE)
