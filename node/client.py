@@ -93,6 +93,8 @@ __all__ = [
 PORT_SCHEME: Final = "tcp://"
 DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_ATTEMPT_TIMEOUT_S: Final = 5.0
+_CROWD_GRACE_S: Final = 1.5
+"""A request ends by itself at its deadline and says more than a caller that gives it up."""
 
 _LEDGER: Final = "/api/v1/ledger/"
 _TRANSACTIONS: Final = _LEDGER + "transactions"
@@ -140,7 +142,7 @@ class LedgerClient:
             self._ports = Ports(
                 port_urls, attempt_timeout_s=attempt_timeout_s, client_key=client_key
             )
-        self._crowd = Crowd(self._record_one, self.record_transactions)
+        self._crowd = Crowd(self._record_one, self._try_many)
         self._http: Nodes | None = None
         if http_urls:
             self._http = Nodes(http_urls, attempt_timeout_s=attempt_timeout_s)
@@ -191,7 +193,8 @@ class LedgerClient:
         if self._ports is not None:
             return await self._ports.record(raw, identifier, self._course(timeout_s, self._ports))
         if timeout_s is None:
-            return await self._crowd.record(new, len(raw))
+            longest_s = self._timeout_s + _CROWD_GRACE_S
+            return await self._crowd.record(new, len(raw), timeout_s=longest_s)
         return await self._record_one(new, timeout_s)
 
     async def _record_one(self, new: NewTransaction, timeout_s: float | None = None) -> Receipt:
@@ -202,6 +205,20 @@ class LedgerClient:
         except OutOfTimeError as error:
             raise lost(new.id, error) from error
         return _decode(response, Receipt)
+
+    async def _try_many(
+        self, news: Sequence[NewTransaction]
+    ) -> Sequence[Receipt | LedgerClientError | None]:
+        """One request for all of them; None for each that another one may still decide."""
+        batch = Batch(news)
+        body = msgspec.json.encode(NewBatch(transactions=list(batch.open.values())))
+        request = Request("POST", _TRANSACTIONS, body, is_timed=True)
+        try:
+            response = await self._nodes.exchange(request, self._course(None), _has_outcomes)
+            batch.settle(_read_outcomes(response))
+        except OutOfTimeError as error:
+            batch.give_up(error)
+        return batch.outcomes
 
     async def record_transactions(
         self, transactions: Sequence[NewTransaction], *, timeout_s: float | None = None

@@ -9,15 +9,23 @@ an answer of its own. Relies on the client's calls for one transaction and for m
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
 
-from node.client_errors import BatchError, RejectedError
+from node.client_errors import (
+    LedgerClientError,
+    RejectedError,
+    UnavailableError,
+    UnknownOutcomeError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from node.api.shapes import NewTransaction, Receipt
+
+    Outcome = Receipt | LedgerClientError
 
 MAX_REQUESTS: Final = 2
 """Two, so that one is under way while the answers to the other are handed out."""
@@ -31,6 +39,15 @@ class _Call(NamedTuple):
     size_bytes: int
     answer: asyncio.Future[Receipt]
 
+    def settle(self, outcome: Receipt | BaseException) -> None:
+        """Answer the caller, unless it has gone."""
+        if self.answer.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.answer.set_exception(outcome)
+        else:
+            self.answer.set_result(outcome)
+
 
 class Crowd:
     """The callers of one client. Lives on one event loop."""
@@ -38,51 +55,56 @@ class Crowd:
     def __init__(
         self,
         record_one: Callable[[NewTransaction], Awaitable[Receipt]],
-        record_many: Callable[[list[NewTransaction]], Awaitable[list[Receipt]]],
+        try_many: Callable[[list[NewTransaction]], Awaitable[Sequence[Outcome | None]]],
     ) -> None:
-        """`record_many` raises BatchError where some have no receipt, RejectedError for all."""
-        self._record_one = record_one
-        self._record_many = record_many
-        self._waiting: list[_Call] = []
-        self._requests: set[asyncio.Task[Sequence[Receipt | BaseException]]] = set()
+        """`try_many` sends one request and has an outcome for each; None where one is still open.
 
-    async def record(self, new: NewTransaction, size_bytes: int) -> Receipt:
+        It raises RejectedError where all are refused together.
+        """
+        self._record_one = record_one
+        self._try_many = try_many
+        self._waiting: list[_Call] = []
+        self._requests: dict[asyncio.Task[None], list[_Call]] = {}
+
+    async def record(self, new: NewTransaction, size_bytes: int, *, timeout_s: float) -> Receipt:
         """Record one transaction, whose encoding takes about so many bytes.
 
-        Raises what recording it alone raises.
+        Raises what recording it alone raises; at the end of its time UnavailableError where it was
+        not even sent, else UnknownOutcomeError.
         """
         answer: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(new, size_bytes, answer))
+        call = _Call(new, size_bytes, answer)
+        self._waiting.append(call)
         self._send()
-        return await answer
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise self._given_up(call, f"no answer within {timeout_s:g} s") from None
 
     def close(self) -> None:
-        """Give up what is under way; whoever waits for it is cancelled."""
-        for call in self._waiting:
-            call.answer.cancel()
+        """End what is under way; whoever waits hears that the client is closed."""
+        calls = [*self._waiting, *(call for calls in self._requests.values() for call in calls)]
+        for call in calls:
+            call.settle(self._given_up(call, "the client is closed"))
         self._waiting.clear()
         for request in self._requests:
             request.cancel()
+
+    def _given_up(self, call: _Call, why: str) -> LedgerClientError:
+        """What a call ends with that has no outcome."""
+        if call in self._waiting:
+            return UnavailableError(f"{why}, and nothing was sent")
+        assert isinstance(call.new.id, UUID), "every transaction has an id before it is sent"
+        return UnknownOutcomeError(call.new.id, why)
 
     def _send(self) -> None:
         self._waiting = [call for call in self._waiting if not call.answer.done()]
         while self._waiting and len(self._requests) < MAX_REQUESTS:
             calls = self._take()
             request = asyncio.ensure_future(self._carry(calls))
-            self._requests.add(request)
-            request.add_done_callback(partial(self._end, calls))
-
-    async def _carry(self, calls: Sequence[_Call]) -> Sequence[Receipt | BaseException]:
-        """What became of each."""
-        if len(calls) > 1:
-            try:
-                return await self._record_many([call.new for call in calls])
-            except BatchError as error:
-                return error.outcomes
-            except RejectedError:
-                pass  # one that is refused must not take the others with it: each alone
-        alone = [self._record_one(call.new) for call in calls]
-        return await asyncio.gather(*alone, return_exceptions=True)
+            self._requests[request] = calls
+            request.add_done_callback(self._end)
 
     def _take(self) -> list[_Call]:
         """Those who have waited longest, as many as go together."""
@@ -96,22 +118,29 @@ class Crowd:
         del self._waiting[:count]
         return calls
 
-    def _end(
-        self, calls: Sequence[_Call], request: asyncio.Task[Sequence[Receipt | BaseException]]
-    ) -> None:
-        """Hand out the answers, and let the next request go."""
-        self._requests.discard(request)
-        if request.cancelled():
+    async def _carry(self, calls: list[_Call]) -> None:
+        """One request for all of them; whoever has no outcome by that goes on alone."""
+        still_open = calls
+        if len(calls) > 1:
+            with suppress(RejectedError):  # one that is refused must not take the others with it
+                outcomes = await self._try_many([call.new for call in calls])
+                still_open = []
+                for call, outcome in zip(calls, outcomes, strict=True):
+                    if outcome is None:
+                        still_open.append(call)
+                    else:
+                        call.settle(outcome)
+        for call in still_open:
+            try:
+                call.settle(await self._record_one(call.new))
+            except LedgerClientError as error:
+                call.settle(error)
+
+    def _end(self, request: asyncio.Task[None]) -> None:
+        """Let the next request go; a fault of ours is heard by all who went together."""
+        calls = self._requests.pop(request)
+        fault = None if request.cancelled() else request.exception()
+        if fault is not None:
             for call in calls:
-                call.answer.cancel()
-            return
-        fault = request.exception()
-        outcomes = request.result() if fault is None else [fault] * len(calls)
-        for outcome, call in zip(outcomes, calls, strict=True):
-            if call.answer.done():
-                continue  # the caller has gone
-            if isinstance(outcome, BaseException):
-                call.answer.set_exception(outcome)
-            else:
-                call.answer.set_result(outcome)
+                call.settle(fault)
         self._send()

@@ -104,6 +104,11 @@ class Batch:
         self.open.clear()
         self.raw.clear()
 
+    @property
+    def outcomes(self) -> Sequence[Receipt | LedgerClientError | None]:
+        """What became of each; None for those that are open."""
+        return tuple(self._outcomes)
+
     def receipts(self) -> list[Receipt]:
         """Return the receipts of a batch that has all of them; raises BatchError."""
         receipts = [outcome for outcome in self._outcomes if isinstance(outcome, Receipt)]

@@ -10,12 +10,16 @@ import pytest
 
 from node.api.shapes import NewTransaction, Problem, Receipt
 from node.client_crowd import MAX_REQUESTS, MAX_TOGETHER, MAX_TOGETHER_BYTES, Crowd
-from node.client_errors import BatchError, RejectedError, UnavailableError
+from node.client_errors import RejectedError, UnavailableError, UnknownOutcomeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from node.client_crowd import Outcome
 
 pytestmark = pytest.mark.asyncio
+
+LONG_S = 3_600.0
 
 REFUSED = RejectedError(Problem(type="t", title="t", status=422, detail="d"))
 
@@ -30,21 +34,26 @@ class Desk:
     """A crowd, and the requests that it makes; each waits until the test lets it go on."""
 
     def __init__(self) -> None:
-        self.crowd = Crowd(self._record_one, self._record_many)
+        self.crowd = Crowd(self._record_one, self._try_many)
         self.requests: list[list[int]] = []
         self.gate = asyncio.Event()
+        self.instead: dict[int, Outcome | None] = {}
+        """What those in a request of many hear instead of a receipt, by number."""
         self.refused: Callable[[list[int]], BaseException | None] = lambda _: None
 
-    def call(self, number: int, size_bytes: int = 100) -> asyncio.Task[Receipt]:
+    def call(
+        self, number: int, size_bytes: int = 100, timeout_s: float = LONG_S
+    ) -> asyncio.Task[Receipt]:
         """A caller with the transaction of that number."""
         new = NewTransaction(id=uuid.UUID(int=number), user_id="a", kind="k", payload=1)
-        return asyncio.create_task(self.crowd.record(new, size_bytes))
+        return asyncio.create_task(self.crowd.record(new, size_bytes, timeout_s=timeout_s))
 
     async def _record_one(self, new: NewTransaction) -> Receipt:
         return (await self._answer([new]))[0]
 
-    async def _record_many(self, news: list[NewTransaction]) -> list[Receipt]:
-        return await self._answer(news)
+    async def _try_many(self, news: list[NewTransaction]) -> Sequence[Outcome | None]:
+        receipts = await self._answer(news)
+        return [self.instead.get(int(one.id.replace("-", ""), 16), one) for one in receipts]
 
     async def _answer(self, news: list[NewTransaction]) -> list[Receipt]:
         numbers = [new.id.int for new in news if isinstance(new.id, uuid.UUID)]
@@ -102,15 +111,7 @@ async def test_some_of_many_may_fail() -> None:
     """Whoever has no receipt hears why, and only that one."""
     desk = Desk()
     away = UnavailableError("nobody there")
-
-    def refuse(numbers: list[int]) -> BaseException | None:
-        if len(numbers) == 1:
-            return None
-        return BatchError(
-            tuple(away if number == 5 else receipt_of_number(number) for number in numbers)
-        )
-
-    desk.refused = refuse
+    desk.instead = {5: away}
     calls = [desk.call(number) for number in range(8)]
     await desk.settle()
     desk.gate.set()
@@ -119,9 +120,30 @@ async def test_some_of_many_may_fail() -> None:
     assert outcomes[5] is away
 
 
-def receipt_of_number(number: int) -> Receipt:
-    """The receipt of the transaction of that number."""
-    return receipt_of(NewTransaction(id=uuid.UUID(int=number), user_id="a", kind="k", payload=1))
+async def test_one_that_is_still_open_holds_nobody_back() -> None:
+    """It goes on alone; the others have their answers by then."""
+    desk = Desk()
+    desk.instead = {5: None}
+    calls = [desk.call(number) for number in range(8)]
+    await desk.settle()
+    desk.gate.set()
+    others = [call for number, call in enumerate(calls) if number != 5]
+    await asyncio.gather(*others)
+    assert (await calls[5]).id == str(uuid.UUID(int=5))
+    assert [5] == desk.requests[-1]
+
+
+async def test_a_caller_that_never_had_its_turn_knows_that_nothing_was_sent() -> None:
+    """And one whose request is under way that it may be recorded; each in its own time."""
+    desk = Desk()
+    sent = [desk.call(number, timeout_s=0.01) for number in range(MAX_REQUESTS)]
+    waiting = desk.call(7, timeout_s=0.01)
+    outcomes = await asyncio.gather(*sent, waiting, return_exceptions=True)
+    kinds = [type(one) for one in outcomes]
+    assert [UnknownOutcomeError] * MAX_REQUESTS + [UnavailableError] == kinds
+    desk.gate.set()
+    assert (await desk.call(8)).id == str(uuid.UUID(int=8))
+    assert [[0], [1], [8]] == desk.requests
 
 
 async def test_one_that_is_refused_takes_nobody_with_it() -> None:
@@ -168,16 +190,4 @@ async def test_closing_leaves_nobody_waiting() -> None:
     await desk.settle()
     desk.crowd.close()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [asyncio.CancelledError] * 5 == [type(one) for one in outcomes]
-
-
-async def test_who_gives_up_before_its_turn_is_not_recorded() -> None:
-    """Nothing of it was sent, and nobody wants it any more."""
-    desk = Desk()
-    calls = [desk.call(number) for number in range(5)]
-    await desk.settle()
-    calls[3].cancel()
-    await desk.settle()
-    desk.gate.set()
-    await asyncio.gather(*calls, return_exceptions=True)
-    assert [[0], [1], [2, 4]] == desk.requests
+    assert [UnknownOutcomeError] * 2 + [UnavailableError] * 3 == [type(one) for one in outcomes]

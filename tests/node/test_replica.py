@@ -465,20 +465,6 @@ def test_alarm_refuses_submits() -> None:
     assert [RefusalReason.UNAVAILABLE] == refusal_reasons(outcomes)
 
 
-def test_a_full_member_says_so() -> None:
-    """A leader by its queue, a follower by what waits at it; one free place is room."""
-    network = ReplicaNetwork(limits=QueueLimits(transactions=2))
-    leader = network.elect()
-    follower = network.followers()[0]
-    assert not leader.is_full
-    for number in range(2):
-        network.submit(leader, transaction(number))
-        network.submit(follower, transaction(10 + number))
-    assert (True, True) == (leader.is_full, follower.is_full)
-    network.settle()
-    assert (False, False) == (leader.is_full, follower.is_full)
-
-
 def test_what_is_sealed_asks_for_no_further_pump() -> None:
     """Nothing gathers any more: the loop would set a timer, and pump in vain, at each block."""
     network = ReplicaNetwork()
