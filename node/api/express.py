@@ -101,7 +101,8 @@ class ExpressProtocol(LedgerProtocol):
     _ended: asyncio.Future[None] | None = None
     """Done when the hot request under way is over, where somebody asked."""
     _idle_since: float | None = None
-    """When the last answer was given that went the short way, and no request has come since."""
+    """Since when nothing is under way, where uvicorn's own clock for that does not run: the last
+    answer went the short way, or only empty lines came since."""
 
     def __init__(self, express: Express, **of_uvicorn: Any) -> None:  # noqa: ANN401 - as uvicorn's
         super().__init__(**of_uvicorn)
@@ -172,7 +173,7 @@ class ExpressProtocol(LedgerProtocol):
             reading.cancel()
 
     def close_if_idle_since(self, deadline: float) -> None:
-        """Close a connection that nobody has used since an answer that went the short way."""
+        """Close a connection that nobody has used since."""
         if self._idle_since is not None and self._idle_since <= deadline:
             self.transport.close()
 
@@ -186,13 +187,13 @@ class ExpressProtocol(LedgerProtocol):
 
     def _may_begin(self) -> bool:
         """Whether nothing is under way and the answer can leave at once."""
+        return self._is_idle() and not self.flow.write_paused
+
+    def _is_idle(self) -> bool:
+        """Whether no request is under way and none has begun."""
         serving = self._serving
-        return (
-            self._is_between
-            and (serving is None or serving.response_complete)
-            and not self._is_deaf
-            and not self.flow.write_paused
-        )
+        is_answered = serving is None or serving.response_complete
+        return self._is_between and is_answered and not self._is_deaf
 
     def _take_whole_way(self, data: bytes) -> None:
         self._first = None
@@ -200,6 +201,9 @@ class ExpressProtocol(LedgerProtocol):
         self._idle_since = None
         super().data_received(data)
         self._is_between = self._begun_at is None
+        if self._is_idle():
+            # Empty lines begin no request (RFC 9112 §2.2), and must not stop the clock for good.
+            self._idle_since = self.loop.time()
 
     def _note_begin(self) -> None:
         """Note that a request has begun to arrive: other clocks watch over it now."""

@@ -18,7 +18,7 @@ from uvicorn.server import Server
 from node.api.app import Application
 from node.api.express import KEEP_ALIVE_S, Express, ExpressProtocol
 from node.api.host import HostCheck
-from node.api.protocol import ARRIVAL_TIMEOUT_S
+from node.api.protocol import ARRIVAL_TIMEOUT_S, UNREAD_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -184,7 +184,7 @@ def _connections_of(server: Server) -> list[ExpressProtocol]:
 
 
 class _Server(Server):
-    """uvicorn's server, which also refuses clients that take too long to send a request."""
+    """uvicorn's server, which also drops clients that take too long to send or to read."""
 
     async def on_tick(self, counter: int) -> bool:
         """Look at every connection; called ten times a second, acts once a second."""
@@ -194,6 +194,7 @@ class _Server(Server):
                 connection.refuse_if_begun_before(now - ARRIVAL_TIMEOUT_S)
                 connection.close_if_lingering_since(now - LINGER_S)
                 connection.close_if_idle_since(now - KEEP_ALIVE_S)
+                connection.abort_if_unread_since(now - UNREAD_TIMEOUT_S)
         return await super().on_tick(counter)
 
 
