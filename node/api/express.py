@@ -51,9 +51,11 @@ class Express:
         *,
         check_host: Callable[[Scope], None],
         report: Callable[[Exception], None],
+        max_connections: int,
     ) -> None:
         """`report` takes a fault of our own."""
         self.face = face
+        self.max_connections = max_connections
         self.report = report
         self.read_head = HeadReader(check_host).read
         self._defaults: list[tuple[bytes, bytes]] = []
@@ -110,6 +112,12 @@ class ExpressProtocol(LedgerProtocol):
         self._guard = _Guard(self)
         self._parts: list[bytes] = []
         self._held: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        """Expect a first request, or turn away one connection too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self._express.max_connections:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Answer a hot request here, and let everything else go the whole way."""

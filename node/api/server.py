@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,7 @@ LINGER_S: Final = 5.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 _TICKS_PER_SECOND: Final = 10
 _BACKLOG: Final = 2048
+_MAX_CONNECTIONS: Final = 4096
 _REFUSED: Final = {
     errno.EADDRINUSE: "is in use by another process",
     errno.EADDRNOTAVAIL: "is not an address of this machine",
@@ -101,7 +103,14 @@ class ApiServer:
             on_fault=self._on_fault,
             more_metrics=self._more_metrics,
         )
-        express = Express(application.face, check_host=check_host, report=application.report)
+        # A quarter of the process's descriptors: the client port may have half, the node the rest.
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        express = Express(
+            application.face,
+            check_host=check_host,
+            report=application.report,
+            max_connections=min(_MAX_CONNECTIONS, files // 4),
+        )
         config = Config(
             application,
             http=partial(ExpressProtocol, express),  # type: ignore[arg-type] # makes a protocol too
