@@ -10,6 +10,7 @@ the beginning of a request when one is. Relies on `protocol` for the whole way.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -244,7 +245,7 @@ class ExpressProtocol(LedgerProtocol):
                 submission.transactions,
                 wait=options.wait,
                 timeout_s=options.timeout_s,
-                on_done=self._on_outcomes,
+                on_done=partial(self._on_outcomes, submission),
             )
         except HANDLED_ERRORS as error:
             self._answer(error_reply(error))
@@ -252,13 +253,15 @@ class ExpressProtocol(LedgerProtocol):
         if self._is_busy:
             self._call = call
 
-    def _on_outcomes(self, outcomes: list[Outcome]) -> None:
-        """Answer with what became of a submit; whoever calls this must not hear of our faults."""
-        if not self._is_busy:
+    def _on_outcomes(self, submission: Submission, outcomes: list[Outcome]) -> None:
+        """Answer with what became of a submit; whoever calls this must not hear of our faults.
+
+        One that was answered by a fault of ours may have outcomes still: they answer no other.
+        """
+        if submission is not self._submission:
             return
         with self._guard:
-            assert self._submission is not None
-            self._answer(submit_reply(self._submission, outcomes))
+            self._answer(submit_reply(submission, outcomes))
 
     async def _read(self, call: ReadCall) -> None:
         with self._guard:

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from node.outcomes import Receipt
 from tests.node.api_fixture import stage
 from tests.node.test_api_express import LIVE, Line, submit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from node.outcomes import Outcome
     from tests.node.api_fixture import Stage
 
 __all__ = ["stage"]
@@ -68,4 +72,31 @@ async def test_who_does_not_read_is_cut_off(stage: Stage, *, is_closing: bool) -
     assert not line.end.gone.done()
     line.end.abort_if_unread_since(asyncio.get_running_loop().time() + 1)
     await line.end.gone
+    await line.close()
+
+
+@pytest.mark.asyncio
+async def test_outcomes_that_come_after_a_fault_answer_no_other_request(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node failed in the middle of a call, and still tells what became of it."""
+    late: list[Callable[[list[Outcome]], None]] = []
+
+    def fail(*_: object, on_done: Callable[[list[Outcome]], None], **__: object) -> None:
+        late.append(on_done)
+        raise ZeroDivisionError
+
+    line = await Line(stage).open()
+    with monkeypatch.context() as broken:
+        broken.setattr(stage.node, "begin_submit", fail)
+        assert (await line.ask(submit())).startswith(b"HTTP/1.1 500 ")
+    stage.faults.clear()
+    stage.node.gate = asyncio.Event()
+    line.end.data_received(submit())
+    (answer_late,) = late
+    answer_late([Receipt(bytes(16), 666, 0, bytes(32), 0)])
+    stage.node.gate.set()
+    answer = await line.answer()
+    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert b"666" not in answer
     await line.close()
