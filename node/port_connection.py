@@ -1,8 +1,8 @@
 """One client's connection to the client port: bytes in, requests to the node, answers out.
 
 An asyncio protocol; which connection an answer goes to is decided by the connection itself, and by
-nothing that a client says of itself. What arrives is taken in at once and worked on in turns that
-the port gives out (`work`), so that one client's batches hold up neither the loop nor the others.
+nothing that a client says of itself. What arrives is decrypted and worked on in turns that the
+port gives out (`work`), so that one client's batches hold up neither the loop nor the others.
 Single submits that one turn takes from a connection go to the node as one call. Answers that become
 ready within one turn of the loop leave in one frame, with one write.
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 SLICE_TRANSACTIONS: Final = 256
 MAX_EARLY_BYTES: Final = 4 << 10
 """More than a whole handshake, before the port had a turn for it."""
+TAKE_BYTES: Final = 16 << 10
+"""How much of one client's is decrypted before others have their turn: at most some four hundred
+frames, and the rest of a large one that has begun."""
 SLICE_BYTES: Final = 256 << 10
 """How much of one client's is worked on before others have their turn: about a millisecond."""
 
@@ -64,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._unread_since: float | None = None
         self._is_paused = self._is_stopping = False
         self._is_holding_room = self._is_waiting_for_room = False
-        self._early = bytearray()
+        self._arrived = bytearray()
         self._inbox: deque[bytes] = deque()
         self._inbox_bytes = self._open_bytes = 0
         self._requests: deque[Submit | LookUp] = deque()
@@ -91,7 +94,7 @@ class Connection(asyncio.Protocol):
             self._write(self._session.take_output())
 
     def data_received(self, data: bytes) -> None:
-        """Takes in what arrived; the work on it is for a turn of its own."""
+        """Keeps what arrived; all that is done with it is for a turn of its own."""
         with self._port.guard(self):
             self._receive(data)
 
@@ -132,9 +135,8 @@ class Connection(asyncio.Protocol):
 
     def work(self) -> bool:
         """Works on what was asked, for a slice; whether more is left that can be worked on now."""
-        if self._early:
-            early, self._early = bytes(self._early), bytearray()
-            self._take(early)
+        if self._may_take():
+            self._take(self._next_arrived())
         singles: dict[tuple[Wait, int], list[tuple[int, bytes]]] = {}
         left = SLICE_TRANSACTIONS
         left_bytes = SLICE_BYTES
@@ -224,15 +226,27 @@ class Connection(asyncio.Protocol):
     def _receive(self, data: bytes) -> None:
         if self._is_over:
             return
-        if self._session.is_open:
-            self._take(data)
-            return
-        # Public keys take a tenth of a millisecond each: a flood of handshakes has turns as well.
-        self._early += data
-        if len(self._early) > MAX_EARLY_BYTES:
+        # Public keys take a tenth of a millisecond each, and what fits into one read are thousands
+        # of frames: a flood of either has turns as well.
+        self._arrived += data
+        if not self._session.is_open and len(self._arrived) > MAX_EARLY_BYTES:
             self.drop(Fault.TOO_LARGE)
-        else:
-            self._port.wake(self)
+            return
+        self._port.wake(self)
+        if len(self._arrived) > TAKE_BYTES:
+            self._regulate()
+
+    def _may_take(self) -> bool:
+        """Whether something has arrived whose turn it is: all that came before is worked on."""
+        is_next = not (self._inbox or self._requests or self._is_waiting_for_room)
+        return bool(self._arrived) and is_next and self._may_work()
+
+    def _next_arrived(self) -> bytes:
+        session = self._session
+        size = max(TAKE_BYTES, session.expected_bytes - session.buffered_bytes)
+        data = bytes(self._arrived[:size])
+        del self._arrived[:size]
+        return data
 
     def _take(self, data: bytes) -> None:
         session = self._session
@@ -255,7 +269,6 @@ class Connection(asyncio.Protocol):
         if messages:
             self._inbox.extend(messages)
             self._inbox_bytes += sum(map(len, messages))
-            self._port.wake(self)
         if len(data) > self._limits.large_bytes or session.expected_bytes or self._is_holding_room:
             self._hold_room()
 
@@ -302,7 +315,7 @@ class Connection(asyncio.Protocol):
         )
 
     def _has_work(self) -> bool:
-        return bool(self._requests or self._inbox) and self._may_work()
+        return self._may_take() or (bool(self._requests or self._inbox) and self._may_work())
 
     def _take_single(
         self, request: Submit, singles: dict[tuple[Wait, int], list[tuple[int, bytes]]]
@@ -413,10 +426,10 @@ class Connection(asyncio.Protocol):
         if self._is_over:
             return
         may_work = self._may_work()
-        has_work = bool(self._inbox or self._requests)
-        if has_work and may_work:
+        if self._has_work():
             self._port.wake(self)
-        is_full = has_work or not may_work or self._is_waiting_for_room
+        is_waiting = self._is_waiting_for_room or bool(self._inbox or self._requests)
+        is_full = is_waiting or bool(self._arrived) or not may_work
         if is_full == self._is_paused:
             return
         self._is_paused = is_full

@@ -113,7 +113,12 @@ def connections_to(front: Front, loop: asyncio.AbstractEventLoop) -> list[Expres
     """The server's ends of the clients' connections."""
     check_host = HostCheck("127.0.0.1")
     application = Application(cast("LedgerNode", front), check_host=check_host)
-    express = Express(application.face, check_host=check_host, report=application.report)
+    express = Express(
+        application.face,
+        check_host=check_host,
+        report=application.report,
+        max_connections=CLIENTS,
+    )
     config = Config(application, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     state = ServerState()

@@ -10,6 +10,7 @@ the beginning of a request when one is. Relies on `protocol` for the whole way.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -51,9 +52,11 @@ class Express:
         *,
         check_host: Callable[[Scope], None],
         report: Callable[[Exception], None],
+        max_connections: int,
     ) -> None:
         """`report` takes a fault of our own."""
         self.face = face
+        self.max_connections = max_connections
         self.report = report
         self.read_head = HeadReader(check_host).read
         self._defaults: list[tuple[bytes, bytes]] = []
@@ -101,7 +104,8 @@ class ExpressProtocol(LedgerProtocol):
     _ended: asyncio.Future[None] | None = None
     """Done when the hot request under way is over, where somebody asked."""
     _idle_since: float | None = None
-    """When the last answer was given that went the short way, and no request has come since."""
+    """Since when nothing is under way, where uvicorn's own clock for that does not run: the last
+    answer went the short way, or only empty lines came since."""
 
     def __init__(self, express: Express, **of_uvicorn: Any) -> None:  # noqa: ANN401 - as uvicorn's
         super().__init__(**of_uvicorn)
@@ -109,6 +113,12 @@ class ExpressProtocol(LedgerProtocol):
         self._guard = _Guard(self)
         self._parts: list[bytes] = []
         self._held: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        """Expect a first request, or turn away one connection too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self._express.max_connections:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Answer a hot request here, and let everything else go the whole way."""
@@ -172,7 +182,7 @@ class ExpressProtocol(LedgerProtocol):
             reading.cancel()
 
     def close_if_idle_since(self, deadline: float) -> None:
-        """Close a connection that nobody has used since an answer that went the short way."""
+        """Close a connection that nobody has used since."""
         if self._idle_since is not None and self._idle_since <= deadline:
             self.transport.close()
 
@@ -186,13 +196,13 @@ class ExpressProtocol(LedgerProtocol):
 
     def _may_begin(self) -> bool:
         """Whether nothing is under way and the answer can leave at once."""
+        return self._is_idle() and not self.flow.write_paused
+
+    def _is_idle(self) -> bool:
+        """Whether no request is under way and none has begun."""
         serving = self._serving
-        return (
-            self._is_between
-            and (serving is None or serving.response_complete)
-            and not self._is_deaf
-            and not self.flow.write_paused
-        )
+        is_answered = serving is None or serving.response_complete
+        return self._is_between and is_answered and not self._is_deaf
 
     def _take_whole_way(self, data: bytes) -> None:
         self._first = None
@@ -200,6 +210,9 @@ class ExpressProtocol(LedgerProtocol):
         self._idle_since = None
         super().data_received(data)
         self._is_between = self._begun_at is None
+        if self._is_idle():
+            # Empty lines begin no request (RFC 9112 §2.2), and must not stop the clock for good.
+            self._idle_since = self.loop.time()
 
     def _note_begin(self) -> None:
         """Note that a request has begun to arrive: other clocks watch over it now."""
@@ -232,7 +245,7 @@ class ExpressProtocol(LedgerProtocol):
                 submission.transactions,
                 wait=options.wait,
                 timeout_s=options.timeout_s,
-                on_done=self._on_outcomes,
+                on_done=partial(self._on_outcomes, submission),
             )
         except HANDLED_ERRORS as error:
             self._answer(error_reply(error))
@@ -240,13 +253,15 @@ class ExpressProtocol(LedgerProtocol):
         if self._is_busy:
             self._call = call
 
-    def _on_outcomes(self, outcomes: list[Outcome]) -> None:
-        """Answer with what became of a submit; whoever calls this must not hear of our faults."""
-        if not self._is_busy:
+    def _on_outcomes(self, submission: Submission, outcomes: list[Outcome]) -> None:
+        """Answer with what became of a submit; whoever calls this must not hear of our faults.
+
+        One that was answered by a fault of ours may have outcomes still: they answer no other.
+        """
+        if submission is not self._submission:
             return
         with self._guard:
-            assert self._submission is not None
-            self._answer(submit_reply(self._submission, outcomes))
+            self._answer(submit_reply(submission, outcomes))
 
     async def _read(self, call: ReadCall) -> None:
         with self._guard:

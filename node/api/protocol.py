@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 ARRIVAL_TIMEOUT_S: Final = 30
 """How long a request may take to arrive whole: one that never ends must not hold memory."""
 
+UNREAD_TIMEOUT_S: Final = 60
+"""How long a client may leave answers unread once its network's buffers are full: they hold memory,
+and to close such a connection would wait for the client for as long as it likes."""
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 """How much of a request may be no body: request line, headers, chunk extensions, trailers."""
 
@@ -72,6 +76,8 @@ class LedgerProtocol(HttpToolsProtocol):
     """Whether the answer under way was begun before its request had arrived, and is the last."""
     _lingering_since: float | None = None
     """When the last answer was given; None before."""
+    _unread_since: float | None = None
+    """When the client stopped reading, or was to be closed; None while it reads."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         """Expect a first request."""
@@ -83,6 +89,16 @@ class LedgerProtocol(HttpToolsProtocol):
         """Tell whoever waits for the end of this connection."""
         super().connection_lost(exc)
         self.gone.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Note when the client stopped reading."""
+        super().pause_writing()
+        self._unread_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        """Note that it reads again."""
+        super().resume_writing()
+        self._unread_since = None
 
     def data_received(self, data: bytes) -> None:
         """Parse in small parts: the parser joins what it gets of a header, however long."""
@@ -154,6 +170,14 @@ class LedgerProtocol(HttpToolsProtocol):
         """Close what the client has not closed after the last answer."""
         if self._lingering_since is not None and self._lingering_since <= deadline:
             self.transport.close()
+
+    def abort_if_unread_since(self, deadline: float) -> None:
+        """Cut off a client that leaves its answers unread, also the last one before a close."""
+        if self._unread_since is None:
+            if self.transport.is_closing():
+                self._unread_since = self.loop.time()
+        elif self._unread_since <= deadline:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """Answer and close: what comes next on this connection cannot be understood."""

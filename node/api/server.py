@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from uvicorn.server import Server
 from node.api.app import Application
 from node.api.express import KEEP_ALIVE_S, Express, ExpressProtocol
 from node.api.host import HostCheck
-from node.api.protocol import ARRIVAL_TIMEOUT_S
+from node.api.protocol import ARRIVAL_TIMEOUT_S, UNREAD_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ LINGER_S: Final = 5.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 _TICKS_PER_SECOND: Final = 10
 _BACKLOG: Final = 2048
+_MAX_CONNECTIONS: Final = 4096
 _REFUSED: Final = {
     errno.EADDRINUSE: "is in use by another process",
     errno.EADDRNOTAVAIL: "is not an address of this machine",
@@ -101,7 +103,14 @@ class ApiServer:
             on_fault=self._on_fault,
             more_metrics=self._more_metrics,
         )
-        express = Express(application.face, check_host=check_host, report=application.report)
+        # A quarter of the process's descriptors: the client port may have half, the node the rest.
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        express = Express(
+            application.face,
+            check_host=check_host,
+            report=application.report,
+            max_connections=min(_MAX_CONNECTIONS, files // 4),
+        )
         config = Config(
             application,
             http=partial(ExpressProtocol, express),  # type: ignore[arg-type] # makes a protocol too
@@ -184,7 +193,7 @@ def _connections_of(server: Server) -> list[ExpressProtocol]:
 
 
 class _Server(Server):
-    """uvicorn's server, which also refuses clients that take too long to send a request."""
+    """uvicorn's server, which also drops clients that take too long to send or to read."""
 
     async def on_tick(self, counter: int) -> bool:
         """Look at every connection; called ten times a second, acts once a second."""
@@ -194,6 +203,7 @@ class _Server(Server):
                 connection.refuse_if_begun_before(now - ARRIVAL_TIMEOUT_S)
                 connection.close_if_lingering_since(now - LINGER_S)
                 connection.close_if_idle_since(now - KEEP_ALIVE_S)
+                connection.abort_if_unread_since(now - UNREAD_TIMEOUT_S)
         return await super().on_tick(counter)
 
 

@@ -16,6 +16,7 @@ from node.api.problems import TYPE_PREFIX
 from node.api.server import ApiServer
 from node.outcomes import NodeFailedError, Refusal, RefusalReason, Wait
 from node.port_messages import (
+    MIN_TRANSACTION_BYTES,
     LookUp,
     Nothing,
     Recorded,
@@ -194,7 +195,7 @@ TWO = new_transaction_id()
     ("raws", "problem", "path", "detail"),
     [
         ([], "invalid-content", "$.transactions", "must not be empty"),
-        ([b"x"], "invalid-content", "$", "Expected `array`"),
+        ([bytes(24)], "invalid-content", "$", "Expected `array`"),
         ([new_raw()[:-1]], "invalid-content", "$", "truncated"),
         ([new_raw() + b"\0"], "invalid-content", "$", "trailing"),
         ([new_raw(), new_raw() + b"\0"], "invalid-content", "$.transactions[1]", "trailing"),
@@ -206,7 +207,12 @@ TWO = new_transaction_id()
             "cluster",
         ),
         ([bytes(MAX_TRANSACTION_BYTES + 1)], "too-large", "$", "at most 65536"),
-        ([b"x"] * (MAX_BATCH_TRANSACTIONS + 1), "too-large", "$.transactions", "at most 10000"),
+        (
+            [bytes(24)] * (MAX_BATCH_TRANSACTIONS + 1),
+            "too-large",
+            "$.transactions",
+            "at most 10000",
+        ),
         ([bytes(64 << 10)] * 129, "too-large", "$.transactions", "8388608 bytes"),
         (
             [new_raw(identifier=TWO), new_raw(), new_raw(identifier=TWO, payload=2)],
@@ -330,13 +336,23 @@ async def test_a_fault_in_answering_does_not_reach_the_node(
         assert 1 == stage.port.dropped.pop("node_fault")
 
 
+async def test_the_shortest_transaction_is_taken(stage: PortStage) -> None:
+    """What is shorter cannot be one."""
+    shortest = new_raw("a", kind="k")
+    assert MIN_TRANSACTION_BYTES == len(shortest)
+    (outcome,) = await outcomes_of(stage, submit(1, shortest))
+    assert isinstance(outcome, Recorded)
+
+
 async def test_what_is_no_list_of_requests_is_dropped(stage: PortStage) -> None:
     """Another version too."""
     good = encode_requests([submit(1, new_raw())])
-    for message in (b"", b"x", good + b"x", b"\x92\x02" + good[2:], good[:-1], b"\x92\x01\x90"):
+    short = encode_requests([submit(1, bytes(MIN_TRANSACTION_BYTES - 1))])
+    unversioned = b"\x92\x02" + good[2:]
+    for message in (b"", b"x", good + b"x", unversioned, good[:-1], b"\x92\x01\x90", short):
         async with RawClient(stage) as client:
             await client.shake_hands()
             client.send(client.curve.message(message))
             assert b"" == await client.ended()
-    assert 6 == stage.port.dropped["undecodable"]
+    assert 7 == stage.port.dropped["undecodable"]
     assert 0 == stage.node.recorded

@@ -91,6 +91,24 @@ async def test_handshakes_have_turns_as_well() -> None:
         assert all([await client.is_served() for client in clients])
 
 
+async def test_a_flood_of_frames_has_turns_as_well() -> None:
+    """One read can hold thousands; they are decrypted some at a time, and none more is read."""
+    async with with_limits() as stage, RawClient(stage) as client:
+        await client.shake_hands()
+        assert await client.is_served()
+        (connection,) = stage.port._connections
+        before = connection._session.frames_taken
+        pong = b"\x04PONG"
+        connection.data_received(
+            b"".join(client.curve.message(pong, inner=2) for _ in range(5_000))
+        )
+        assert (before, True) == (connection._session.frames_taken, connection._is_paused)
+        assert connection.work()
+        assert 0 < connection._session.frames_taken - before < 500
+        await stage.heard_frames(before + 5_000)
+        assert await client.is_served()
+
+
 async def test_too_much_before_a_handshake_is_dropped() -> None:
     """Only so much is kept until the port has a turn for it."""
     async with with_limits() as stage, RawClient(stage) as client:

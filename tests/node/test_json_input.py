@@ -180,6 +180,8 @@ BAD_BODIES = [
         "twice",
     ),
     (batch(*[b"1"] * (MAX_BATCH_TRANSACTIONS + 1)), 413, "$.transactions", "at most 10000"),
+    # So many that they are not even counted.
+    (batch(*[b"1"] * (MAX_TEXT_BYTES // 2)), 422, "$.transactions[0]", "Expected object"),
     (b" " * MAX_BODY_BYTES + b"1", 413, "$", "bytes"),
     (single(b" " * MAX_TEXT_BYTES + b"1"), 413, "$", "one transaction"),
     (batch(single(b" " * MAX_TEXT_BYTES + b"1")), 413, "$.transactions[0]", "bytes of JSON"),
