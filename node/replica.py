@@ -64,8 +64,7 @@ FORWARD_BYTES: Final = 1 << 20
 FORWARD_TRANSACTIONS: Final = 2_000
 FORWARDS_PER_PUMP: Final = 4
 RETRY_US: Final = 1_000_000
-"""After this long an unsettled transaction is offered again, since a forward may have been lost;
-each further wait is twice as long, so that a long queue is not made longer."""
+"""An unsettled transaction is offered again after this, then after twice as long, and so on."""
 
 
 class Replica:
@@ -125,8 +124,7 @@ class Replica:
     @property
     def is_full(self) -> bool:
         """Whether not even one more transaction would find room now."""
-        has_room = self._leadership is None or self._mempool.has_room(1)
-        return not has_room or not self._has_room(1)
+        return not (self._has_room(1) and (self._leadership is None or self._mempool.has_room(1)))
 
     @property
     def obstacle(self) -> str | None:
@@ -361,18 +359,18 @@ class Replica:
             if log.last_index - log.commit_index >= limit:
                 return False  # a commit ends the wait, whether this member's disk is slow or not
             if not is_full:
-                self.seal_us = self._pace.due_us(
+                due_us = self._pace.due_us(
                     self._now_us,
                     queued=len(self._mempool),
                     on_their_way=len(self._tail),
                     under_way=log.last_index - log.applied_index,
                 )
-                if self.seal_us > self._now_us:
+                if due_us > self._now_us:
+                    self.seal_us = due_us
                     return False
             taken = self._mempool.take_block()
             self.raft.propose(tuple(taken.values()))
             self._pace.sealed(self._now_us)
-            self.seal_us = NEVER_US
             self._tail.update(taken)
             self.blocks_sealed += 1
         return True
