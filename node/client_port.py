@@ -137,16 +137,31 @@ class ClientPort:
         return not self._client_keys or client_key in self._client_keys
 
     def admit(self, connection: Connection, host: str) -> bool:
-        """Counts a new connection in; False where there are enough, in all or from that source."""
+        """Counts a new connection in; False where there are enough, in all or from that source.
+
+        Where there are enough in all, the oldest of those that have not said who they are gives
+        way: strangers that only connect, however many, keep nobody out who has a key.
+        """
         source = source_of(host)
-        is_free = len(self._connections) < self._max_connections
-        if not is_free or self._by_source[source] >= self.limits.connections_per_source:
+        is_free = self._by_source[source] < self.limits.connections_per_source
+        if is_free and len(self._connections) >= self._max_connections:
+            is_free = self._crowd_out_stranger()
+        if not is_free:
             self._turned_away += 1
             return False
         self._accepted += 1
         self._connections[connection] = source
         self._by_source[source] += 1
         return True
+
+    def _crowd_out_stranger(self) -> bool:
+        """Drops the oldest connection in its handshake; False where all are through it."""
+        for connection in self._connections:
+            if connection.is_stranger:
+                connection.drop(Dropped.CROWDED_OUT)
+                self.forget(connection)
+                return True
+        return False
 
     def forget(self, connection: Connection) -> None:
         """The connection is gone."""

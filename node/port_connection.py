@@ -129,6 +129,11 @@ class Connection(asyncio.Protocol):
         return 0 if self._unread_since is None else self._transport.get_write_buffer_size()
 
     @property
+    def is_stranger(self) -> bool:
+        """Whether it has not shown its key yet."""
+        return not self._session.is_open
+
+    @property
     def is_answering(self) -> bool:
         """Whether the node has calls of it under way, or answers have not left."""
         return bool(self._calls or self._answers)

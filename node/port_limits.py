@@ -65,6 +65,8 @@ class Dropped(StrEnum):
 
     HANDSHAKE_TIME = "handshake_time"
     """It took too long to say who it is."""
+    CROWDED_OUT = "crowded_out"
+    """It had not said who it is when there was no room left."""
     ARRIVAL_TIME = "arrival_time"
     """A message took too long to arrive."""
     SILENT = "silent"

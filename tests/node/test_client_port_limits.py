@@ -69,6 +69,21 @@ async def test_connections_are_counted_and_turned_away(limits: dict[str, int]) -
             await third.shake_hands()
 
 
+async def test_strangers_keep_nobody_out() -> None:
+    """The oldest of those in their handshake gives way; whoever is through it never does."""
+    async with with_limits(connections=3) as stage, AsyncExitStack() as stack:
+        known = await stack.enter_async_context(RawClient(stage))
+        await known.shake_hands()
+        silent = [await stack.enter_async_context(RawClient(stage)) for _ in range(2)]
+        await stage.until(lambda: stage.port.metrics["client_connections"] == 3)
+        late = await stack.enter_async_context(RawClient(stage))
+        await late.shake_hands()
+        await silent[0].ended()
+        assert 1 == stage.port.metrics["client_dropped_crowded_out_total"]
+        assert await known.is_served()
+        assert await late.is_served()
+
+
 async def test_connections_leave_descriptors_to_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what the process may open."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (3, 3))
