@@ -201,5 +201,6 @@ def _configure_log() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
-    # uvicorn tells of each start and stop on its own account, which says nothing new.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # uvicorn tells of each start and stop, which says nothing new, and warns of each request that
+    # is no HTTP, which is answered: a log that clients can fill helps nobody.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
