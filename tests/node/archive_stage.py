@@ -40,8 +40,12 @@ node.rebuild._SAVE_BLOCKS = 7
 def progress_bar(what, *, total):
     def move(done):
         if done == int(sys.argv[1]):
+            # Held back, so that it cannot come between the word and the wait.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             print("half-way", flush=True)
-            signal.pause()
+            signal.sigwait({signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.raise_signal(signal.SIGINT)
     yield move
 
 node.cli_output.progress_bar = progress_bar

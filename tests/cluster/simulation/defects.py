@@ -224,7 +224,7 @@ DEFECTS: Final = (
         Defect(
             f"a block's {rule} is not checked",
             (overlooks(rule),),
-            f"{rule}|broken link|another|same term|Log Matching",
+            f"{rule}|broken link|another|same term|Log Matching|differs from the committed",
         )
         for rule in (
             Rule.HISTORY_ROOT,
