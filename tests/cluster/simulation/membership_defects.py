@@ -140,7 +140,6 @@ MEMBERSHIP_DEFECTS: Final = (
         "a learner believes in a lost leader",
         (Raft, "_campaign", believes_in_lost_leader),
         found_by="not the members that are wanted",
-        first_seed=50,
     ),
     defect(
         "those that are gone are asked again and again",
